@@ -1,0 +1,49 @@
+// mask_scores_each: y = x + bias where query i may look at key j, the fill elsewhere.
+//
+//   x, y  [batch, heads, seq_q, seq_kv]
+//   mask  boolean, broadcast to x (allow_dense); bias  additive, broadcast to x (bias_dense)
+//
+// A lane owns one element.
+
+const LANES: u32 = 256u;
+alias Elem = f32; // host
+
+struct Params {
+    count: u32,
+    heads: u32,
+    seq_q: u32,
+    seq_kv: u32,
+    band_lower: i32,
+    band_upper: i32,
+    fill: f32,
+    mask_batch: u32,
+    mask_head: u32,
+    mask_query: u32,
+    mask_key: u32,
+    bias_batch: u32,
+    bias_head: u32,
+    bias_query: u32,
+    bias_key: u32,
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+@group(0) @binding(1) var<storage, read> x: array<Elem>;
+@group(0) @binding(2) var<storage, read_write> y: array<Elem>;
+
+@compute @workgroup_size(LANES)
+fn main(
+    @builtin(workgroup_id) workgroup: vec3<u32>,
+    @builtin(num_workgroups) workgroups: vec3<u32>,
+    @builtin(local_invocation_index) lane: u32,
+) {
+    let at = (workgroup.x + workgroup.y * workgroups.x) * LANES + lane;
+    if at >= params.count {
+        return;
+    }
+    let j = at % params.seq_kv;
+    let i = at / params.seq_kv % params.seq_q;
+    let head = at / (params.seq_kv * params.seq_q) % params.heads;
+    let batch = at / (params.seq_kv * params.seq_q * params.heads);
+    let score = f32(x[at]) + bias(batch, head, i, j);
+    y[at] = Elem(select(params.fill, score, allowed(batch, head, i, j)));
+}

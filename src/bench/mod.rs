@@ -1,0 +1,1 @@
+//! Suites, measurement and reports.

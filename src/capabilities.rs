@@ -1,0 +1,75 @@
+//! What a device can do, as plain data. Techniques are chosen from this and from shapes alone.
+
+/// Where kernels run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Backend {
+    /// WGSL through wgpu.
+    Gpu,
+    /// Native code on the host's cores.
+    Cpu,
+}
+
+/// A cooperative matrix product `m × k` by `k × n` that the device offers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CooperativeMatrix {
+    /// Rows of the left factor.
+    pub m: u32,
+    /// Columns of the right factor.
+    pub n: u32,
+    /// The dimension summed over.
+    pub k: u32,
+    /// Element type of both factors, in the driver's words.
+    pub factors: String,
+    /// Element type of the accumulator, in the driver's words.
+    pub accumulator: String,
+}
+
+/// Features and limits that decide which techniques an op offers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Capabilities {
+    /// Where kernels run.
+    pub backend: Backend,
+    /// WGSL kernels may use f16.
+    pub f16: bool,
+    /// Least and greatest subgroup size, when subgroup operations work.
+    pub subgroups: Option<(u32, u32)>,
+    /// GPU timestamps inside an encoder.
+    pub timestamps: bool,
+    /// Cooperative matrix products.
+    pub cooperative: Vec<CooperativeMatrix>,
+    /// Bytes of workgroup memory.
+    pub workgroup_memory: u32,
+    /// Invocations of one workgroup.
+    pub invocations: u32,
+    /// Bytes of one storage binding.
+    pub binding_bytes: u64,
+    /// Workgroups along one dimension of a dispatch.
+    pub workgroups: u32,
+}
+
+impl Capabilities {
+    /// The least that WebGPU guarantees.
+    pub fn baseline() -> Self {
+        Self {
+            backend: Backend::Gpu,
+            f16: false,
+            subgroups: None,
+            timestamps: false,
+            cooperative: Vec::new(),
+            workgroup_memory: 16 << 10,
+            invocations: 256,
+            binding_bytes: 128 << 20,
+            workgroups: 65_535,
+        }
+    }
+
+    /// The baseline with f16, the most that any kernel so far asks for.
+    pub fn baseline_f16() -> Self {
+        Self { f16: true, ..Self::baseline() }
+    }
+
+    /// The native backend: no limit but memory.
+    pub fn cpu() -> Self {
+        Self { backend: Backend::Cpu, f16: true, binding_bytes: u64::MAX, ..Self::baseline() }
+    }
+}

@@ -1,0 +1,126 @@
+//! Which adapters there are and what they can do.
+
+use crate::capabilities::{Backend, Capabilities, CooperativeMatrix};
+use crate::device::Select;
+use crate::error::{Error, Result};
+
+/// What kind of thing an adapter is, in order of preference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A graphics card.
+    Discrete,
+    /// A GPU that shares the host's memory.
+    Integrated,
+    /// A GPU behind a hypervisor.
+    Virtual,
+    /// Something that the driver does not name.
+    Other,
+    /// A driver that runs shaders on the CPU: for checking kernels, ten times slower than the CPU backend.
+    Software,
+}
+
+/// An adapter that wgpu lists.
+#[derive(Debug, Clone)]
+pub struct Adapter {
+    /// Name of the hardware.
+    pub name: String,
+    /// Name and version of the driver.
+    pub driver: String,
+    /// Graphics interface, such as `Vulkan`.
+    pub interface: String,
+    /// What kind of thing it is.
+    pub kind: Kind,
+    /// What it can do.
+    pub capabilities: Capabilities,
+    pub(super) adapter: wgpu::Adapter,
+}
+
+/// Every adapter, best first. Empty when no driver is installed.
+pub fn adapters() -> Vec<Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle();
+    // GL adapters are listed beside their Vulkan twins and lack most features.
+    descriptor.backends = wgpu::Backends::PRIMARY;
+    let instance = wgpu::Instance::new(descriptor);
+    let found = pollster::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
+    let mut adapters: Vec<_> = found.into_iter().map(Adapter::new).collect();
+    adapters.sort_by_key(|adapter| adapter.kind);
+    adapters
+}
+
+/// The adapter that is selected, and why.
+pub(super) fn select(select: &Select) -> Result<(Adapter, String)> {
+    let adapters = adapters();
+    let names = adapters.iter().map(|adapter| adapter.name.as_str()).collect::<Vec<_>>().join(", ");
+    if let Select::Named(name) = select {
+        let chosen = adapters.iter().find(|adapter| adapter.is_called(name)).cloned();
+        let missing = || Error::NoAdapter(format!("no adapter is called `{name}`; there are: {}", or_none(&names)));
+        return Ok((chosen.ok_or_else(missing)?, format!("it was asked for as `{name}`")));
+    }
+    match adapters.iter().find(|adapter| adapter.kind != Kind::Software).cloned() {
+        Some(adapter) => {
+            let reason = format!("the best of: {names}");
+            Ok((adapter, reason))
+        }
+        None if adapters.is_empty() => Err(Error::NoAdapter("there is no GPU adapter".into())),
+        None => Err(Error::NoAdapter(format!("there is no GPU, only software devices, taken by name ({names})"))),
+    }
+}
+
+fn or_none(names: &str) -> &str {
+    if names.is_empty() { "none" } else { names }
+}
+
+impl Adapter {
+    pub(super) fn new(adapter: wgpu::Adapter) -> Self {
+        let info = adapter.get_info();
+        Self {
+            driver: format!("{} {}", info.driver, info.driver_info).trim().to_owned(),
+            interface: info.backend.to_string(),
+            kind: match info.device_type {
+                wgpu::DeviceType::DiscreteGpu => Kind::Discrete,
+                wgpu::DeviceType::IntegratedGpu => Kind::Integrated,
+                wgpu::DeviceType::VirtualGpu => Kind::Virtual,
+                wgpu::DeviceType::Cpu => Kind::Software,
+                wgpu::DeviceType::Other => Kind::Other,
+            },
+            capabilities: capabilities(&adapter, adapter.features(), &adapter.limits()),
+            name: info.name,
+            adapter,
+        }
+    }
+
+    /// Name, driver and interface in one line.
+    pub fn describe(&self) -> String {
+        format!("{} ({}, {})", self.name, self.driver, self.interface)
+    }
+
+    fn is_called(&self, name: &str) -> bool {
+        let name = name.to_lowercase();
+        let software = self.kind == Kind::Software && ["software", "lavapipe"].contains(&name.as_str());
+        software || self.describe().to_lowercase().contains(&name)
+    }
+}
+
+/// What a device with these features and limits can do.
+pub(super) fn capabilities(adapter: &wgpu::Adapter, features: wgpu::Features, limits: &wgpu::Limits) -> Capabilities {
+    let info = adapter.get_info();
+    let subgroups = features.contains(wgpu::Features::SUBGROUP);
+    let cooperative = adapter.cooperative_matrix_properties().into_iter().map(|matrix| CooperativeMatrix {
+        m: matrix.m_size,
+        n: matrix.n_size,
+        k: matrix.k_size,
+        factors: format!("{:?}", matrix.ab_type).to_lowercase(),
+        accumulator: format!("{:?}", matrix.cr_type).to_lowercase(),
+    });
+    Capabilities {
+        backend: Backend::Gpu,
+        f16: features.contains(wgpu::Features::SHADER_F16),
+        subgroups: subgroups.then_some((info.subgroup_min_size, info.subgroup_max_size)),
+        timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
+        cooperative: cooperative.collect(),
+        workgroup_memory: limits.max_compute_workgroup_storage_size,
+        invocations: limits.max_compute_invocations_per_workgroup,
+        binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+        workgroups: limits.max_compute_workgroups_per_dimension,
+    }
+}

@@ -1,0 +1,220 @@
+//! A wgpu device with its pipelines, its weights and its way of reporting errors.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::adapter::{Adapter, capabilities, select};
+use super::readback::Readback;
+use crate::capabilities::Capabilities;
+use crate::device::{Checks, DeviceOptions};
+use crate::error::{Error, Result};
+use crate::shader::Shader;
+use crate::tensor::HostTensor;
+use crate::weights::WeightCache;
+
+/// A device that runs WGSL.
+#[derive(Debug)]
+pub struct Gpu {
+    pub(super) device: wgpu::Device,
+    pub(super) queue: wgpu::Queue,
+    capabilities: Capabilities,
+    name: String,
+    checks: Checks,
+    pipelines: Mutex<HashMap<Shader, wgpu::ComputePipeline>>,
+    pub(super) weights: WeightCache<GpuBuffer>,
+    buffers_created: AtomicU64,
+    lost: Arc<Mutex<Option<String>>>,
+}
+
+/// A buffer on a GPU. Clones are the same buffer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GpuBuffer(pub(super) wgpu::Buffer);
+
+/// Bytes of a binding for a tensor of `bytes`: whole words, and never none.
+pub(super) fn padded(bytes: u64) -> u64 {
+    bytes.next_multiple_of(4).max(4)
+}
+
+/// What every tensor's buffer can be used for.
+pub(super) const TENSOR_USAGE: wgpu::BufferUsages =
+    wgpu::BufferUsages::STORAGE.union(wgpu::BufferUsages::COPY_SRC).union(wgpu::BufferUsages::COPY_DST);
+
+impl Gpu {
+    /// Opens the selected adapter with all of its limits; says why it was that one.
+    pub(crate) fn open(options: &DeviceOptions) -> Result<(Self, String)> {
+        let (adapter, reason) = select(&options.select)?;
+        let wanted = wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("regard"),
+            required_features: adapter.adapter.features() & wanted,
+            required_limits: adapter.adapter.limits(),
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.adapter.request_device(&descriptor))
+            .map_err(|error| Error::Device(format!("{}: {error}", adapter.describe())))?;
+        let gpu = Self::assemble(&adapter.adapter, device, queue, options.checks);
+        let lost = gpu.lost.clone();
+        gpu.device.set_device_lost_callback(move |reason, message| {
+            *lock(&lost) = Some(format!("{message} ({reason:?})"));
+        });
+        Ok((gpu, reason))
+    }
+
+    /// A device that somebody else opened. Its callbacks are left alone.
+    pub(super) fn assemble(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue, checks: Checks) -> Self {
+        Self {
+            capabilities: capabilities(adapter, device.features(), &device.limits()),
+            name: Adapter::new(adapter.clone()).describe(),
+            device,
+            queue,
+            checks,
+            pipelines: Mutex::default(),
+            weights: WeightCache::default(),
+            buffers_created: AtomicU64::new(0),
+            lost: Arc::default(),
+        }
+    }
+
+    /// Features and limits.
+    pub fn capabilities(&self) -> &Capabilities {
+        &self.capabilities
+    }
+
+    /// Adapter, driver and interface.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Buffers made since the device was opened.
+    pub fn buffers_created(&self) -> u64 {
+        self.buffers_created.load(Ordering::Relaxed)
+    }
+
+    /// The pipeline of a shader, compiled at its first use.
+    pub(super) fn pipeline(&self, shader: &Shader) -> Result<wgpu::ComputePipeline> {
+        let mut pipelines = lock(&self.pipelines);
+        if let Some(pipeline) = pipelines.get(shader) {
+            return Ok(pipeline.clone());
+        }
+        let text = shader.text()?;
+        let pipeline = self.scoped(|| {
+            let module = self.module(shader.main.name, &text);
+            self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(shader.main.name),
+                layout: None,
+                module: &module,
+                entry_point: Some("main"),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    // Kernels write workgroup memory before they read it.
+                    zero_initialize_workgroup_memory: false,
+                    ..Default::default()
+                },
+                cache: None,
+            })
+        })?;
+        pipelines.insert(shader.clone(), pipeline.clone());
+        Ok(pipeline)
+    }
+
+    #[expect(unsafe_code, reason = "run-time checks cost up to a factor of 100 in loops")]
+    fn module(&self, label: &str, text: &str) -> wgpu::ShaderModule {
+        let descriptor =
+            wgpu::ShaderModuleDescriptor { label: Some(label), source: wgpu::ShaderSource::Wgsl(text.into()) };
+        match self.checks {
+            Checks::Checked => self.device.create_shader_module(descriptor),
+            // SAFETY: the text is one of the crate's own shaders; each keeps inside its bindings for every shape that its
+            // op accepts and ends its loops, which the tests show with guard bytes, checked and unchecked.
+            Checks::Unchecked => unsafe {
+                self.device.create_shader_module_trusted(descriptor, wgpu::ShaderRuntimeChecks::unchecked())
+            },
+        }
+    }
+
+    pub(super) fn create_buffer(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<GpuBuffer> {
+        self.make_buffer(label, bytes, usage, |_| ())
+    }
+
+    /// A buffer that is mapped while `fill` runs.
+    fn make_buffer(
+        &self,
+        label: &str,
+        bytes: u64,
+        usage: wgpu::BufferUsages,
+        fill: impl FnOnce(&wgpu::Buffer),
+    ) -> Result<GpuBuffer> {
+        self.check_alive()?;
+        self.buffers_created.fetch_add(1, Ordering::Relaxed);
+        let mapped_at_creation = usage.contains(wgpu::BufferUsages::MAP_WRITE);
+        let descriptor = wgpu::BufferDescriptor { label: Some(label), size: padded(bytes), usage, mapped_at_creation };
+        let buffer = self.scoped(|| self.device.create_buffer(&descriptor))?;
+        fill(&buffer);
+        Ok(GpuBuffer(buffer))
+    }
+
+    pub(crate) fn upload(&self, tensor: &HostTensor) -> Result<GpuBuffer> {
+        let bytes = tensor.bytes();
+        let allowed = self.capabilities.binding_bytes;
+        if bytes.len() as u64 > allowed {
+            let hint =
+                format!("split it into parts of at most {} elements", allowed / tensor.desc().dtype.size() as u64);
+            let (tensor, needed) = (tensor.desc().to_string(), bytes.len() as u64);
+            return Err(Error::TooLarge { tensor, needed, allowed, hint });
+        }
+        let buffer = self.create_buffer("regard upload", bytes.len() as u64, TENSOR_USAGE)?;
+        self.scoped(|| {
+            let whole = bytes.len() / 4 * 4;
+            self.queue.write_buffer(&buffer.0, 0, &bytes[..whole]);
+            let mut last = [0; 4];
+            last[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+            if whole < bytes.len() {
+                self.queue.write_buffer(&buffer.0, whole as u64, &last);
+            }
+        })?;
+        Ok(buffer)
+    }
+
+    pub(crate) fn download(self: &Arc<Self>, buffer: &GpuBuffer, bytes: u64) -> Result<Vec<u8>> {
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let target = self.create_buffer("regard download", bytes, usage)?;
+        self.scoped(|| {
+            let mut encoder = self.device.create_command_encoder(&Default::default());
+            encoder.copy_buffer_to_buffer(&buffer.0, 0, &target.0, 0, padded(bytes));
+            self.queue.submit([encoder.finish()]);
+        })?;
+        Ok(Readback::start(self.clone(), target, vec![0..bytes]).wait()?.remove(0))
+    }
+
+    /// Runs all submitted work to its end and calls what waits for it.
+    pub(super) fn wait(&self) -> Result<()> {
+        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|error| Error::Device(error.to_string()))?;
+        self.check_alive()
+    }
+
+    pub(super) fn check_alive(&self) -> Result<()> {
+        match &*lock(&self.lost) {
+            Some(why) => Err(Error::DeviceLost(why.clone())),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs `work` and returns the device's first complaint, which would otherwise end the process.
+    pub(super) fn scoped<T>(&self, work: impl FnOnce() -> T) -> Result<T> {
+        let filters = [wgpu::ErrorFilter::Validation, wgpu::ErrorFilter::OutOfMemory, wgpu::ErrorFilter::Internal];
+        let scopes = filters.map(|filter| self.device.push_error_scope(filter));
+        let result = work();
+        let mut complaint = None;
+        for scope in scopes.into_iter().rev() {
+            complaint = pollster::block_on(scope.pop()).or(complaint);
+        }
+        match complaint {
+            Some(error) => Err(self.check_alive().err().unwrap_or_else(|| Error::Device(error.to_string()))),
+            None => Ok(result),
+        }
+    }
+}
+
+/// A panic of another thread leaves these maps whole.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

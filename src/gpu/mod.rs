@@ -1,0 +1,14 @@
+//! Everything that names wgpu: adapters, devices, programs, profiling.
+
+mod adapter;
+mod embed;
+mod gpu_device;
+mod program;
+mod readback;
+mod timer;
+mod trial;
+
+pub use adapter::{Adapter, adapters};
+pub use gpu_device::{Gpu, GpuBuffer};
+pub(crate) use program::GpuProgram;
+pub(crate) use trial::run_trial;

@@ -1,0 +1,319 @@
+//! A schedule with its buffers, pipelines and bind groups.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::gpu_device::{Gpu, GpuBuffer, TENSOR_USAGE, padded};
+use super::readback::Readback;
+use super::timer::Timer;
+use crate::error::{Error, Result};
+use crate::op::{Launch, Technique};
+use crate::schedule::{Operand, Role, Schedule, Step};
+
+/// Everything that one run needs; a run makes nothing new.
+#[derive(Debug)]
+pub(crate) struct GpuProgram {
+    pub(super) gpu: Arc<Gpu>,
+    buffers: Vec<GpuBuffer>,
+    params: GpuBuffer,
+    pub(super) steps: Vec<Dispatch>,
+    upload: Upload,
+    readback: GpuBuffer,
+    pub(super) timer: Option<Timer>,
+}
+
+/// One dispatch with what it binds.
+#[derive(Debug)]
+pub(super) struct Dispatch {
+    label: &'static str,
+    pipeline: wgpu::ComputePipeline,
+    bind_group: wgpu::BindGroup,
+    workgroups: [u32; 3],
+    params: std::ops::Range<u64>,
+    operands: Vec<Binding>,
+}
+
+/// Binding number, slot and bytes.
+#[derive(Debug, Clone, Copy)]
+struct Binding {
+    number: u32,
+    slot: usize,
+    bytes: u64,
+}
+
+/// The inputs' way to the device: one buffer that stays mapped except while a copy out of it is under way.
+#[derive(Debug)]
+struct Upload {
+    buffer: GpuBuffer,
+    /// Offset of each slot that is an input.
+    offsets: Vec<Option<u64>>,
+    /// Slots written since the last submission, with their padded bytes.
+    pending: Vec<(usize, u64)>,
+    mapped: Arc<AtomicBool>,
+}
+
+impl GpuProgram {
+    pub fn new(gpu: Arc<Gpu>, schedule: &Schedule) -> Result<Self> {
+        let buffers = schedule.slots.iter().enumerate().map(|(index, slot)| {
+            let make = |role: &str| gpu.create_buffer(&format!("regard {role} {index}"), slot.bytes, TENSOR_USAGE);
+            match &slot.role {
+                Role::Weight(value) => gpu.weights.get(value, |value| gpu.upload(value)),
+                Role::Input => make("input"),
+                Role::Output => make("output"),
+                Role::Scratch => make("scratch"),
+            }
+        });
+        let buffers = buffers.collect::<Result<Vec<_>>>()?;
+        let launches: Vec<(&Step, &Launch)> = schedule.steps.iter().map(launch).collect();
+        let (params, ranges) = params_buffer(&gpu, &launches)?;
+        let steps = (launches.iter().zip(ranges))
+            .map(|((step, launch), range)| Dispatch::new(&gpu, step, launch, &buffers, (&params, range)))
+            .collect::<Result<Vec<_>>>()?;
+        let upload = Upload::new(&gpu, schedule)?;
+        let outputs: u64 = schedule.outputs.iter().map(|port| aligned(port.operand.desc.bytes())).sum();
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let readback = gpu.create_buffer("regard readback", outputs, usage)?;
+        Ok(Self { gpu, buffers, params, steps, upload, readback, timer: None })
+    }
+
+    pub fn buffer(&self, slot: usize) -> &GpuBuffer {
+        &self.buffers[slot]
+    }
+
+    /// Uses another buffer for a slot.
+    pub fn bind(&mut self, slot: usize, buffer: &GpuBuffer) -> Result<()> {
+        self.buffers[slot] = buffer.clone();
+        for step in self.steps.iter_mut().filter(|step| step.operands.iter().any(|binding| binding.slot == slot)) {
+            step.bind_group = step.group(&self.gpu, &self.buffers, &self.params)?;
+        }
+        Ok(())
+    }
+
+    pub fn write(&mut self, slot: usize, bytes: &[u8]) -> Result<()> {
+        self.upload.write(&self.gpu, slot, bytes)
+    }
+
+    pub fn submit(&mut self) -> Result<()> {
+        let mut encoder = self.encoder();
+        self.upload.record(&mut encoder, &self.buffers);
+        self.record(&mut encoder);
+        self.finish(encoder)
+    }
+
+    /// One submission that runs and copies these outputs to where the host can map them.
+    pub fn submit_and_read(&mut self, outputs: &[&Operand]) -> Result<Readback> {
+        let mut encoder = self.encoder();
+        self.upload.record(&mut encoder, &self.buffers);
+        self.record(&mut encoder);
+        self.read_into(encoder, outputs)
+    }
+
+    /// Waits for what was submitted and reads one output.
+    pub fn read(&mut self, output: &Operand) -> Result<Vec<u8>> {
+        let encoder = self.encoder();
+        Ok(self.read_into(encoder, &[output])?.wait()?.remove(0))
+    }
+
+    /// Records the steps into somebody else's encoder. Inputs that were written go ahead in a submission of their own.
+    pub fn encode(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
+        if !self.upload.pending.is_empty() {
+            let mut copies = self.encoder();
+            self.upload.record(&mut copies, &self.buffers);
+            self.finish(copies)?;
+        }
+        self.record(encoder);
+        Ok(())
+    }
+
+    /// An encoder that starts with the copies of what was written.
+    pub(super) fn encoder_with_uploads(&mut self) -> wgpu::CommandEncoder {
+        let mut encoder = self.encoder();
+        self.upload.record(&mut encoder, &self.buffers);
+        encoder
+    }
+
+    /// Submits and makes the upload buffer writable again.
+    pub(super) fn finish(&mut self, encoder: wgpu::CommandEncoder) -> Result<()> {
+        self.gpu.check_alive()?;
+        self.gpu.scoped(|| self.gpu.queue.submit([encoder.finish()]))?;
+        self.upload.map();
+        Ok(())
+    }
+
+    fn encoder(&self) -> wgpu::CommandEncoder {
+        self.gpu.device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: Some("regard run") })
+    }
+
+    fn record(&self, encoder: &mut wgpu::CommandEncoder) {
+        let mut pass =
+            encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("regard"), timestamp_writes: None });
+        self.steps.iter().for_each(|step| step.record(&mut pass));
+    }
+
+    fn read_into(&mut self, mut encoder: wgpu::CommandEncoder, outputs: &[&Operand]) -> Result<Readback> {
+        let mut ranges = Vec::with_capacity(outputs.len());
+        let mut offset = 0;
+        for output in outputs {
+            let bytes = output.desc.bytes();
+            encoder.copy_buffer_to_buffer(&self.buffers[output.slot].0, 0, &self.readback.0, offset, padded(bytes));
+            ranges.push(offset..offset + bytes);
+            offset += aligned(bytes);
+        }
+        self.finish(encoder)?;
+        Ok(Readback::start(self.gpu.clone(), self.readback.clone(), ranges))
+    }
+}
+
+impl Dispatch {
+    fn new(
+        gpu: &Gpu,
+        step: &Step,
+        launch: &Launch,
+        buffers: &[GpuBuffer],
+        (params_buffer, params): (&GpuBuffer, std::ops::Range<u64>),
+    ) -> Result<Self> {
+        let numbers = launch.bindings.inputs.iter().chain(&launch.bindings.outputs);
+        let operands = step.inputs.iter().chain(&step.outputs).zip(numbers).map(|(operand, &number)| Binding {
+            number,
+            slot: operand.slot,
+            bytes: operand.desc.bytes(),
+        });
+        let operands: Vec<_> = operands.collect();
+        let pipeline = gpu.pipeline(&launch.shader)?;
+        let bound = operands.iter().map(|binding| (binding.number, &buffers[binding.slot], binding.bytes));
+        let label = launch.shader.main.name;
+        let bind_group = bind_group(gpu, label, &pipeline, (params_buffer, params.clone()), bound)?;
+        Ok(Self { label, pipeline, bind_group, workgroups: launch.workgroups, params, operands })
+    }
+
+    fn group(&self, gpu: &Gpu, buffers: &[GpuBuffer], params: &GpuBuffer) -> Result<wgpu::BindGroup> {
+        let bound = self.operands.iter().map(|binding| (binding.number, &buffers[binding.slot], binding.bytes));
+        bind_group(gpu, self.label, &self.pipeline, (params, self.params.clone()), bound)
+    }
+
+    pub(super) fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
+        let [x, y, z] = self.workgroups;
+        pass.set_pipeline(&self.pipeline);
+        pass.set_bind_group(0, &self.bind_group, &[]);
+        pass.dispatch_workgroups(x, y, z);
+    }
+}
+
+/// Params at 0, and each tensor's bytes, rounded up to whole words, at its number.
+pub(super) fn bind_group<'a>(
+    gpu: &Gpu,
+    label: &str,
+    pipeline: &wgpu::ComputePipeline,
+    (params, range): (&'a GpuBuffer, std::ops::Range<u64>),
+    tensors: impl Iterator<Item = (u32, &'a GpuBuffer, u64)>,
+) -> Result<wgpu::BindGroup> {
+    let entry = |binding, buffer: &'a GpuBuffer, range: std::ops::Range<u64>| wgpu::BindGroupEntry {
+        binding,
+        resource: wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+            buffer: &buffer.0,
+            offset: range.start,
+            size: std::num::NonZero::new(range.end - range.start),
+        }),
+    };
+    let mut entries = vec![entry(0, params, range)];
+    entries.extend(tensors.map(|(number, buffer, bytes)| entry(number, buffer, 0..padded(bytes))));
+    gpu.scoped(|| {
+        let layout = pipeline.get_bind_group_layout(0);
+        gpu.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(label),
+            layout: &layout,
+            entries: &entries,
+        })
+    })
+}
+
+impl Upload {
+    fn new(gpu: &Gpu, schedule: &Schedule) -> Result<Self> {
+        let mut bytes = 0;
+        let offsets = schedule.slots.iter().map(|slot| {
+            let offset = matches!(slot.role, Role::Input).then_some(bytes);
+            bytes += offset.map_or(0, |_| aligned(slot.bytes));
+            offset
+        });
+        let offsets = offsets.collect();
+        let usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
+        let buffer = gpu.create_buffer("regard upload staging", bytes, usage)?;
+        Ok(Self { buffer, offsets, pending: Vec::new(), mapped: Arc::new(AtomicBool::new(true)) })
+    }
+
+    fn write(&mut self, gpu: &Gpu, slot: usize, bytes: &[u8]) -> Result<()> {
+        if !self.mapped.load(Ordering::Acquire) {
+            gpu.wait()?;
+        }
+        if !self.mapped.load(Ordering::Acquire) {
+            return Err(gpu
+                .check_alive()
+                .err()
+                .unwrap_or(Error::DeviceLost("the upload buffer could not be mapped".into())));
+        }
+        let offset = self.offsets[slot].expect("only inputs are written, and every input has an offset");
+        let size = padded(bytes.len() as u64);
+        let range = offset..offset + size;
+        let mut view = self.buffer.0.get_mapped_range_mut(range).map_err(|error| Error::Device(error.to_string()))?;
+        view.slice(..bytes.len()).copy_from_slice(bytes);
+        self.pending.retain(|(other, _)| *other != slot);
+        self.pending.push((slot, size));
+        Ok(())
+    }
+
+    /// Copies what was written since the last submission to where it belongs.
+    fn record(&mut self, encoder: &mut wgpu::CommandEncoder, buffers: &[GpuBuffer]) {
+        if self.pending.is_empty() {
+            return;
+        }
+        self.mapped.store(false, Ordering::Release);
+        self.buffer.0.unmap();
+        for (slot, size) in self.pending.drain(..) {
+            let offset = self.offsets[slot].expect("only inputs are written");
+            encoder.copy_buffer_to_buffer(&self.buffer.0, offset, &buffers[slot].0, 0, size);
+        }
+    }
+
+    /// Asks for the buffer to be mapped once the copies are done.
+    fn map(&self) {
+        if self.mapped.load(Ordering::Acquire) {
+            return;
+        }
+        let mapped = self.mapped.clone();
+        self.buffer
+            .0
+            .map_async(wgpu::MapMode::Write, .., move |result| mapped.store(result.is_ok(), Ordering::Release));
+    }
+}
+
+fn launch(step: &Step) -> (&Step, &Launch) {
+    match &step.technique {
+        Technique::Gpu(launch) => (step, launch),
+        Technique::Cpu(_) => unreachable!("a GPU's capabilities offer GPU techniques only"),
+    }
+}
+
+/// The steps' params in one uniform buffer, and the range of each.
+fn params_buffer(gpu: &Gpu, launches: &[(&Step, &Launch)]) -> Result<(GpuBuffer, Vec<std::ops::Range<u64>>)> {
+    let alignment = usize::try_from(gpu.device.limits().min_uniform_buffer_offset_alignment).expect("32 bits fit");
+    let mut bytes = Vec::new();
+    let ranges = launches.iter().map(|(_, launch)| {
+        let start = bytes.len();
+        bytes.extend_from_slice(&launch.params.bytes);
+        let range = start as u64..bytes.len() as u64;
+        bytes.resize(bytes.len().next_multiple_of(alignment), 0);
+        range
+    });
+    let ranges = ranges.collect();
+    let usage = wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::COPY_DST;
+    let buffer = gpu.create_buffer("regard params", bytes.len() as u64, usage)?;
+    if !bytes.is_empty() {
+        gpu.scoped(|| gpu.queue.write_buffer(&buffer.0, 0, &bytes))?;
+    }
+    Ok((buffer, ranges))
+}
+
+/// Mapped ranges start at multiples of 8.
+fn aligned(bytes: u64) -> u64 {
+    padded(bytes).next_multiple_of(wgpu::MAP_ALIGNMENT)
+}

@@ -1,0 +1,111 @@
+//! How long runs and steps take, by timestamps that the GPU writes, or by the host's clock where there are none.
+
+use std::time::Instant;
+
+use super::gpu_device::{Gpu, GpuBuffer};
+use super::program::GpuProgram;
+use super::readback::Readback;
+use crate::error::Result;
+use crate::plan::{Clock, Sample};
+
+/// Queries for the beginning and end of each step.
+#[derive(Debug)]
+pub(super) struct Timer {
+    queries: wgpu::QuerySet,
+    resolved: GpuBuffer,
+    readback: GpuBuffer,
+}
+
+impl Timer {
+    fn new(gpu: &Gpu, passes: u32) -> Result<Self> {
+        let count = 2 * passes.max(1);
+        let bytes = 8 * u64::from(count);
+        let queries = gpu.scoped(|| {
+            let ty = wgpu::QueryType::Timestamp;
+            gpu.device.create_query_set(&wgpu::QuerySetDescriptor { label: Some("regard timer"), ty, count })
+        })?;
+        let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
+        let resolved = gpu.create_buffer("regard timer", bytes, usage)?;
+        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        let readback = gpu.create_buffer("regard timer readback", bytes, usage)?;
+        Ok(Self { queries, resolved, readback })
+    }
+}
+
+impl GpuProgram {
+    /// One run in one pass.
+    pub fn measure(&mut self) -> Result<Sample> {
+        if !self.gpu.capabilities().timestamps {
+            self.gpu.wait()?;
+            let start = Instant::now();
+            self.submit()?;
+            self.gpu.wait()?;
+            return Ok(Sample { seconds: start.elapsed().as_secs_f64(), clock: Clock::HostNoTimestamps });
+        }
+        let all = 0..self.steps.len();
+        let seconds = self.timed(std::slice::from_ref(&all))?.remove(0);
+        Ok(Sample { seconds, clock: Clock::Gpu })
+    }
+
+    /// One run with a pass for each step, or, without timestamps, a submission for each step.
+    pub fn profile(&mut self) -> Result<(Vec<f64>, Clock)> {
+        let each: Vec<_> = (0..self.steps.len()).map(|step| step..step + 1).collect();
+        if self.gpu.capabilities().timestamps {
+            return Ok((self.timed(&each)?, Clock::Gpu));
+        }
+        let encoder = self.encoder_with_uploads();
+        self.finish(encoder)?;
+        let mut seconds = Vec::with_capacity(each.len());
+        for step in each {
+            self.gpu.wait()?;
+            let start = Instant::now();
+            let mut encoder = self.encoder_with_uploads();
+            self.record_pass(&mut encoder, step, None);
+            self.finish(encoder)?;
+            self.gpu.wait()?;
+            seconds.push(start.elapsed().as_secs_f64());
+        }
+        Ok((seconds, Clock::HostNoTimestamps))
+    }
+
+    /// Seconds of each pass, a pass being a range of steps.
+    fn timed(&mut self, passes: &[std::ops::Range<usize>]) -> Result<Vec<f64>> {
+        if passes.is_empty() {
+            return Ok(Vec::new());
+        }
+        let timer = match self.timer.take() {
+            Some(timer) => timer,
+            None => Timer::new(&self.gpu, u32::try_from(self.steps.len()).expect("steps fit 32 bits"))?,
+        };
+        let mut encoder = self.encoder_with_uploads();
+        for (range, query) in passes.iter().zip((0..).step_by(2)) {
+            self.record_pass(&mut encoder, range.clone(), Some((&timer.queries, query)));
+        }
+        let count = 2 * passes.len() as u32;
+        encoder.resolve_query_set(&timer.queries, 0..count, &timer.resolved.0, 0);
+        let bytes = 8 * u64::from(count);
+        encoder.copy_buffer_to_buffer(&timer.resolved.0, 0, &timer.readback.0, 0, bytes);
+        self.finish(encoder)?;
+        let ticks = Readback::start(self.gpu.clone(), timer.readback.clone(), vec![0..bytes]).wait()?.remove(0);
+        self.timer = Some(timer);
+        let period = f64::from(self.gpu.queue.get_timestamp_period()) * 1e-9;
+        let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&ticks);
+        Ok(ticks.chunks_exact(2).map(|pair| pair[1].saturating_sub(pair[0]) as f64 * period).collect())
+    }
+
+    fn record_pass(
+        &self,
+        encoder: &mut wgpu::CommandEncoder,
+        steps: std::ops::Range<usize>,
+        queries: Option<(&wgpu::QuerySet, u32)>,
+    ) {
+        let timestamp_writes = queries.map(|(query_set, first)| wgpu::ComputePassTimestampWrites {
+            query_set,
+            beginning_of_pass_write_index: Some(first),
+            end_of_pass_write_index: Some(first + 1),
+        });
+        let descriptor = wgpu::ComputePassDescriptor { label: Some("regard timed"), timestamp_writes };
+        let mut pass = encoder.begin_compute_pass(&descriptor);
+        self.steps[steps].iter().for_each(|step| step.record(&mut pass));
+    }
+}

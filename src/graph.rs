@@ -1,0 +1,206 @@
+//! What to compute: nodes and tensor descriptions. Knows no device and no concrete op; each op adds its own
+//! builder method to [`Graph`] in its own file.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{Error, Result};
+use crate::op::Op;
+use crate::tensor::{HostTensor, TensorDesc};
+
+/// Handle of a tensor in one [`Graph`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Tensor {
+    graph: u64,
+    pub(crate) index: usize,
+}
+
+/// Where a tensor comes from.
+#[derive(Debug, Clone)]
+pub(crate) enum Origin {
+    /// Written or bound before each run.
+    Input(String),
+    /// A value that stays on the device; plans of one device share it as long as they share the `Arc`.
+    Weight(Arc<HostTensor>),
+    /// Output of a node.
+    Node,
+    /// The same bytes as another tensor, under another shape.
+    Reshape(Tensor),
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct TensorInfo {
+    pub desc: TensorDesc,
+    pub origin: Origin,
+    /// Name given by the user; empty for anything else.
+    pub name: String,
+}
+
+/// One op with its tensors.
+#[derive(Debug, Clone)]
+pub(crate) struct Node {
+    pub op: Arc<dyn Op>,
+    pub inputs: Vec<Tensor>,
+    pub outputs: Vec<Tensor>,
+}
+
+/// A computation on dense tensors. Shapes are checked as it is built.
+#[derive(Debug, Clone)]
+pub struct Graph {
+    id: u64,
+    pub(crate) tensors: Vec<TensorInfo>,
+    pub(crate) nodes: Vec<Node>,
+    pub(crate) outputs: Vec<(String, Tensor)>,
+}
+
+impl Default for Graph {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Graph {
+    /// An empty graph.
+    pub fn new() -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        Self { id, tensors: Vec::new(), nodes: Vec::new(), outputs: Vec::new() }
+    }
+
+    /// A tensor that the caller gives before each run, by this name.
+    ///
+    /// # Errors
+    /// When the name is taken, or the dtype is f64.
+    pub fn input(&mut self, name: &str, desc: TensorDesc) -> Result<Tensor> {
+        self.named(name, desc, Origin::Input(name.to_owned()))
+    }
+
+    /// A named tensor whose value does not change. It is uploaded once for each device,
+    /// however many plans hold the same `Arc`.
+    ///
+    /// # Errors
+    /// As [`Graph::input`].
+    pub fn weight(&mut self, name: &str, value: impl Into<Arc<HostTensor>>) -> Result<Tensor> {
+        let value = value.into();
+        self.named(name, value.desc().clone(), Origin::Weight(value))
+    }
+
+    /// An unnamed tensor whose value does not change.
+    ///
+    /// # Errors
+    /// When the dtype is f64.
+    pub fn constant(&mut self, value: impl Into<Arc<HostTensor>>) -> Result<Tensor> {
+        let value = value.into();
+        storable(value.desc())?;
+        Ok(self.push(value.desc().clone(), Origin::Weight(value), String::new()))
+    }
+
+    /// Marks a tensor to be kept and read under this name.
+    ///
+    /// # Errors
+    /// When the name is an output's already, or the tensor is another graph's.
+    pub fn output(&mut self, name: &str, tensor: Tensor) -> Result<()> {
+        self.check(tensor)?;
+        if self.outputs.iter().any(|(taken, _)| taken == name) {
+            return Err(Error::Graph(format!("two outputs are named `{name}`")));
+        }
+        self.outputs.push((name.to_owned(), tensor));
+        Ok(())
+    }
+
+    /// Adds a node.
+    ///
+    /// # Errors
+    /// What the op's shape rule refuses, or a tensor of another graph.
+    pub fn add(&mut self, op: impl Op + 'static, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        self.add_shared(Arc::new(op), inputs)
+    }
+
+    /// Adds a node whose op is shared already. Errors as [`Graph::add`].
+    pub fn add_shared(&mut self, op: Arc<dyn Op>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        for &input in inputs {
+            self.check(input)?;
+        }
+        let descs: Vec<_> = inputs.iter().map(|input| self.tensors[input.index].desc.clone()).collect();
+        let outputs: Vec<Tensor> =
+            op.outputs(&descs)?.into_iter().map(|desc| self.push(desc, Origin::Node, String::new())).collect();
+        self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone() });
+        Ok(outputs)
+    }
+
+    /// The same elements under another shape. Costs nothing: no node, no copy.
+    ///
+    /// # Errors
+    /// When the two shapes have different numbers of elements.
+    pub fn reshape(&mut self, tensor: Tensor, shape: &[usize]) -> Result<Tensor> {
+        self.check(tensor)?;
+        let from = &self.tensors[tensor.index].desc;
+        let to = TensorDesc::new(from.dtype, shape);
+        if to.len() != from.len() {
+            let message = format!("{:?} has {} elements, {:?} has {}", from.shape, from.len(), to.shape, to.len());
+            return Err(Error::shape("reshape", message));
+        }
+        Ok(self.push(to, Origin::Reshape(tensor), String::new()))
+    }
+
+    /// Dtype and shape of a tensor of this graph.
+    ///
+    /// # Errors
+    /// When the tensor is another graph's.
+    pub fn desc(&self, tensor: Tensor) -> Result<&TensorDesc> {
+        self.check(tensor)?;
+        Ok(&self.tensors[tensor.index].desc)
+    }
+
+    /// Names and descriptions of the inputs, in the order in which they were added.
+    pub fn inputs(&self) -> impl Iterator<Item = (&str, &TensorDesc)> {
+        self.tensors.iter().filter_map(|info| match &info.origin {
+            Origin::Input(name) => Some((name.as_str(), &info.desc)),
+            _ => None,
+        })
+    }
+
+    /// Names and descriptions of the outputs, in the order in which they were added.
+    pub fn outputs(&self) -> impl Iterator<Item = (&str, &TensorDesc)> {
+        self.outputs.iter().map(|(name, tensor)| (name.as_str(), &self.tensors[tensor.index].desc))
+    }
+
+    /// Index of the tensor that holds the bytes of this one: itself, or what it is a reshape of.
+    pub(crate) fn root(&self, tensor: Tensor) -> usize {
+        match self.tensors[tensor.index].origin {
+            Origin::Reshape(of) => self.root(of),
+            _ => tensor.index,
+        }
+    }
+
+    fn named(&mut self, name: &str, desc: TensorDesc, origin: Origin) -> Result<Tensor> {
+        storable(&desc)?;
+        if name.is_empty() {
+            return Err(Error::Graph("an input or weight needs a name".into()));
+        }
+        if self.tensors.iter().any(|info| info.name == name) {
+            return Err(Error::Graph(format!("two inputs or weights are named `{name}`")));
+        }
+        Ok(self.push(desc, origin, name.to_owned()))
+    }
+
+    fn push(&mut self, desc: TensorDesc, origin: Origin, name: String) -> Tensor {
+        self.tensors.push(TensorInfo { desc, origin, name });
+        Tensor { graph: self.id, index: self.tensors.len() - 1 }
+    }
+
+    fn check(&self, tensor: Tensor) -> Result<()> {
+        // A clone keeps its graph's id, so an index may be one that only the clone has.
+        if tensor.graph == self.id && tensor.index < self.tensors.len() {
+            return Ok(());
+        }
+        Err(Error::Graph("a tensor of another graph was used".into()))
+    }
+}
+
+fn storable(desc: &TensorDesc) -> Result<()> {
+    if desc.dtype == crate::tensor::Dtype::F64 {
+        return Err(Error::Graph(format!("{desc} cannot be stored on a device; cast it to f32 or f16")));
+    }
+    Ok(())
+}

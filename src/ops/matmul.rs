@@ -1,0 +1,419 @@
+//! `matmul`: scaled batched products with broadcast batch axes, transposed right factor and column bias.
+//!
+//! Techniques: `matmul_tiled` (workgroup memory and 4 × 4 register blocks), `matmul_vector` (one row, bound by reading b),
+//! `matmul_native` (the `gemm` crate).
+
+use crate::capabilities::{Backend, Capabilities};
+use crate::case::{Case, CaseInput};
+use crate::compare::Tolerance;
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Tensor};
+use crate::op::{Bindings, Cost, Launch, Op, Rows, Technique, fold, index};
+use crate::ops::{EPSILON_F16, EPSILON_F32};
+use crate::shader::{Constant, Shader, Source, params, wgsl};
+use crate::tensor::{Dtype, HostTensor, TensorDesc};
+
+const TILED: Source = wgsl!("matmul_tiled");
+const VECTOR: Source = wgsl!("matmul_vector");
+const BATCH: Source = wgsl!("lib/matmul_batch");
+const COLUMN_BIAS_NONE: Source = wgsl!("lib/column_bias_none");
+const COLUMN_BIAS_DENSE: Source = wgsl!("lib/column_bias_dense");
+const COLUMN_BIAS_BINDING: u32 = 10;
+
+/// Batch axes that the kernels walk after size-1 axes are dropped.
+const BATCH_AXES: usize = 3;
+
+/// What a zero in the left factor does to a NaN or infinity in the right one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Zeros {
+    /// As in IEEE arithmetic: their product is NaN.
+    #[default]
+    Multiply,
+    /// Their product is zero: a masked key's weight takes nothing from its value.
+    Annihilate,
+}
+
+/// `alpha · a · b + bias`, for `a` `[.., m, k]`, `b` `[.., k, n]`, `bias` `[n]`, into `[.., m, n]`.
+///
+/// Batch axes (all but the last two) are broadcast as in NumPy. Storage is f32 or f16, per tensor; sums are f32.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct MatMul {
+    /// Multiplies the product. Finite; 1 by default.
+    pub alpha: f32,
+    /// `b` is given as `[.., n, k]`.
+    pub transpose_b: bool,
+    /// For left factors that are masked attention weights.
+    pub zeros: Zeros,
+    /// Dtype of the result; that of `a` by default.
+    pub output: Option<Dtype>,
+}
+
+impl Default for MatMul {
+    fn default() -> Self {
+        Self { alpha: 1.0, transpose_b: false, zeros: Zeros::Multiply, output: None }
+    }
+}
+
+impl Graph {
+    /// Adds [`MatMul`]. Shapes and errors as there.
+    ///
+    /// # Errors
+    /// Inner sizes that differ, batch axes that do not broadcast, a bias that is not `[n]`, rank below 2.
+    pub fn matmul(&mut self, a: Tensor, b: Tensor, bias: Option<Tensor>, options: MatMul) -> Result<Tensor> {
+        let inputs: Vec<Tensor> = [a, b].into_iter().chain(bias).collect();
+        Ok(self.add(options, &inputs)?[0])
+    }
+}
+
+/// Sizes of one product and where each product of the batch starts.
+struct Problem {
+    /// Rows of one product as the kernels see it: the batch's too, when all products share one right factor.
+    m: usize,
+    n: usize,
+    k: usize,
+    /// Shape of the output's batch axes, as declared.
+    batch: Vec<usize>,
+    /// Size, stride in a and stride in b of each batch axis that is left after folding, outermost first.
+    axes: Vec<[usize; 3]>,
+}
+
+params! {
+    struct MatMulParams {
+        m: u32, n: u32, k: u32, batch_count: u32, batch_middle: u32, batch_inner: u32,
+        a_outer: u32, a_middle: u32, a_inner: u32, b_outer: u32, b_middle: u32, b_inner: u32, alpha: f32,
+    }
+}
+
+impl Op for MatMul {
+    fn name(&self) -> &'static str {
+        "matmul"
+    }
+
+    fn outputs(&self, inputs: &[TensorDesc]) -> Result<Vec<TensorDesc>> {
+        let problem = self.problem(inputs)?;
+        let mut shape = problem.batch;
+        shape.extend([inputs[0].shape[inputs[0].rank() - 2], problem.n]);
+        Ok(vec![TensorDesc::new(self.output.unwrap_or(inputs[0].dtype), shape)])
+    }
+
+    fn reference(&self, inputs: &[&HostTensor], rows: Rows) -> Vec<HostTensor> {
+        let (a_shape, b_shape) = (inputs[0].shape(), inputs[1].shape());
+        let descs: Vec<_> = inputs.iter().map(|input| input.desc().clone()).collect();
+        let shape = self.outputs(&descs).expect("the graph accepted these shapes").remove(0).shape;
+        let (a, b) = (inputs[0].to_f64(), inputs[1].to_f64());
+        let bias = inputs.get(2).map(|bias| bias.to_f64());
+        let (m, k) = (a_shape[a_shape.len() - 2], a_shape[a_shape.len() - 1]);
+        let result = rows.compute(&shape, |row, out| {
+            let batch = &coordinates(row / m, &shape[..shape.len() - 2]);
+            let a_row = (broadcast_position(batch, &a_shape[..a_shape.len() - 2]) * m + row % m) * k;
+            let b_start = broadcast_position(batch, &b_shape[..b_shape.len() - 2]) * k * out.len();
+            let columns = out.len();
+            for (column, value) in out.iter_mut().enumerate() {
+                *value = 0.0;
+                for i in 0..k {
+                    let left = a[a_row + i];
+                    let right = b[b_start + if self.transpose_b { column * k + i } else { i * columns + column }];
+                    if left != 0.0 || self.zeros == Zeros::Multiply {
+                        *value += left * right;
+                    }
+                }
+                *value = f64::from(self.alpha) * *value + bias.as_ref().map_or(0.0, |bias| bias[column]);
+            }
+        });
+        vec![result]
+    }
+
+    fn cost(&self, inputs: &[TensorDesc]) -> Cost {
+        let (Ok(outputs), Ok(problem)) = (self.outputs(inputs), self.problem(inputs)) else { return Cost::default() };
+        let products = 2 * problem.k as u64 + u64::from(inputs.len() > 2);
+        Cost::once(outputs[0].len() as u64 * products, inputs, &outputs)
+    }
+
+    fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {
+        let Ok(problem) = self.problem(inputs) else { return Vec::new() };
+        match capabilities.backend {
+            Backend::Cpu => self.native(&problem, inputs.len() > 2),
+            Backend::Gpu => [self.vector(&problem, inputs, capabilities), self.tiled(&problem, inputs, capabilities)]
+                .into_iter()
+                .flatten()
+                .map(Technique::Gpu)
+                .collect(),
+        }
+    }
+}
+
+impl MatMul {
+    fn problem(&self, inputs: &[TensorDesc]) -> Result<Problem> {
+        let fail = |message: String| Err(Error::shape("matmul", message));
+        if !self.alpha.is_finite() {
+            return Err(Error::option("matmul", format!("alpha is {}, it must be finite", self.alpha)));
+        }
+        let [a, b, ..] = inputs else {
+            return fail(format!("takes two factors and a bias, got {} tensors", inputs.len()));
+        };
+        if let Some(desc) = inputs.iter().find(|desc| !desc.dtype.is_device_float()) {
+            return fail(format!("takes f32 or f16, got {desc}"));
+        }
+        if a.rank() < 2 || b.rank() < 2 {
+            return fail(format!("factors need rank 2 or more, a is {a}, b is {b}"));
+        }
+        let (a_batch, [m, k]) = split_last_two(&a.shape);
+        let (b_batch, [b_first, b_last]) = split_last_two(&b.shape);
+        let [b_k, n] = if self.transpose_b { [b_last, b_first] } else { [b_first, b_last] };
+        if k != b_k {
+            return fail(format!("a has {k} columns ({a}), b has {b_k} rows ({b})"));
+        }
+        if let Some(bias) = inputs.get(2).filter(|bias| bias.shape != [n]) {
+            return fail(format!("bias is {bias}, the product has {n} columns"));
+        }
+        let Some(batch) = broadcast(a_batch, b_batch) else {
+            return fail(format!("batch axes {a_batch:?} of a and {b_batch:?} of b do not broadcast"));
+        };
+        let axes: Vec<[usize; 3]> = (0..batch.len())
+            .map(|axis| [batch[axis], stride(a_batch, batch.len(), axis), stride(b_batch, batch.len(), axis)])
+            .map(|[size, a_stride, b_stride]| [size, a_stride * m * k, b_stride * n * k])
+            .filter(|[size, ..]| *size != 1)
+            .collect();
+        if axes.len() > BATCH_AXES {
+            return fail(format!("at most {BATCH_AXES} batch axes larger than 1, got {batch:?}"));
+        }
+        let mut problem = Problem { m, n, k, batch, axes };
+        problem.fold_rows();
+        Ok(problem)
+    }
+
+    fn native(&self, _problem: &Problem, _bias: bool) -> Vec<Technique> {
+        Vec::new()
+    }
+
+    fn tiled(&self, problem: &Problem, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
+        let tiles = problem.m.div_ceil(64) * problem.n.div_ceil(64);
+        self.launch(TILED, tiles, problem, inputs, capabilities)
+    }
+
+    fn vector(&self, problem: &Problem, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
+        let groups = problem.n.div_ceil(16);
+        (problem.m == 1).then(|| self.launch(VECTOR, groups, problem, inputs, capabilities)).flatten()
+    }
+
+    /// `None` when the device lacks f16 and a tensor has it.
+    fn launch(
+        &self,
+        main: Source,
+        workgroups_each: usize,
+        problem: &Problem,
+        inputs: &[TensorDesc],
+        capabilities: &Capabilities,
+    ) -> Option<Launch> {
+        let output = self.output.unwrap_or(inputs[0].dtype);
+        let mut constants = vec![
+            ("TRANSPOSED_B", Constant::Bool(self.transpose_b)),
+            ("ANNIHILATE", Constant::Bool(self.zeros == Zeros::Annihilate)),
+            ("ElemA", Constant::Scalar(inputs[0].dtype)),
+            ("ElemB", Constant::Scalar(inputs[1].dtype)),
+            ("Elem", Constant::Scalar(output)),
+        ];
+        let mut bindings = Bindings::in_order(2, 1);
+        let mut libraries = vec![BATCH, COLUMN_BIAS_NONE];
+        if let Some(bias) = inputs.get(2) {
+            libraries[1] = COLUMN_BIAS_DENSE;
+            constants.push(("ColumnElem", Constant::Scalar(bias.dtype)));
+            bindings.inputs.push(COLUMN_BIAS_BINDING);
+        }
+        let shader = Shader { main, libraries, constants };
+        if shader.needs_f16() && !capabilities.f16 {
+            return None;
+        }
+        let workgroups = fold(problem.batch_count() * workgroups_each, capabilities);
+        Some(Launch { shader, params: problem.params(self.alpha).into(), workgroups, bindings })
+    }
+}
+
+impl Problem {
+    fn batch_count(&self) -> usize {
+        self.axes.iter().map(|[size, ..]| size).product()
+    }
+
+    /// A right factor that all products share makes the batch more rows of one product.
+    fn fold_rows(&mut self) {
+        if self.axes.iter().all(|[_, _, b_stride]| *b_stride == 0) && self.contiguous_a() {
+            self.m *= self.batch_count();
+            self.axes.clear();
+        }
+    }
+
+    fn contiguous_a(&self) -> bool {
+        let mut expected = self.m * self.k;
+        self.axes.iter().rev().all(|[size, a_stride, _]| {
+            let contiguous = *a_stride == expected;
+            expected *= size;
+            contiguous
+        })
+    }
+
+    fn params(&self, alpha: f32) -> MatMulParams {
+        let mut axes = [[1, 0, 0]; BATCH_AXES];
+        axes[BATCH_AXES - self.axes.len()..].copy_from_slice(&self.axes);
+        let [outer, middle, inner] = axes.map(|axis| axis.map(index));
+        MatMulParams {
+            m: index(self.m),
+            n: index(self.n),
+            k: index(self.k),
+            batch_count: index(self.batch_count()),
+            batch_middle: middle[0],
+            batch_inner: inner[0],
+            a_outer: outer[1],
+            a_middle: middle[1],
+            a_inner: inner[1],
+            b_outer: outer[2],
+            b_middle: middle[2],
+            b_inner: inner[2],
+            alpha,
+        }
+    }
+}
+
+fn split_last_two(shape: &[usize]) -> (&[usize], [usize; 2]) {
+    let (batch, last) = shape.split_at(shape.len() - 2);
+    (batch, [last[0], last[1]])
+}
+
+/// NumPy's rule: aligned at the end, sizes equal or 1.
+fn broadcast(a: &[usize], b: &[usize]) -> Option<Vec<usize>> {
+    let rank = a.len().max(b.len());
+    let size = |shape: &[usize], axis: usize| (axis + shape.len()).checked_sub(rank).map_or(1, |axis| shape[axis]);
+    (0..rank)
+        .map(|axis| match (size(a, axis), size(b, axis)) {
+            (x, y) if x == y || y == 1 => Some(x),
+            (1, y) => Some(y),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Products from one step along `axis` of a batch of `rank` axes to the next; zero where this factor is broadcast.
+fn stride(shape: &[usize], rank: usize, axis: usize) -> usize {
+    match (axis + shape.len()).checked_sub(rank) {
+        Some(axis) if shape[axis] != 1 => shape[axis + 1..].iter().product(),
+        _ => 0,
+    }
+}
+
+/// For the reference: position along each axis.
+fn coordinates(mut position: usize, shape: &[usize]) -> Vec<usize> {
+    let mut at = vec![0; shape.len()];
+    for axis in (0..shape.len()).rev() {
+        at[axis] = position % shape[axis];
+        position /= shape[axis];
+    }
+    at
+}
+
+/// For the reference: which product of a factor takes part at this position of the whole batch.
+fn broadcast_position(batch: &[usize], shape: &[usize]) -> usize {
+    let skipped = batch.len() - shape.len();
+    shape
+        .iter()
+        .zip(&batch[skipped..])
+        .fold(0, |position, (&size, &at)| position * size + if size == 1 { 0 } else { at })
+}
+
+/// Shapes around the tile of 64 × 64 × 16, batches, both layouts of b, both dtypes, two magnitudes.
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in [Dtype::F32, Dtype::F16] {
+        for [m, k, n] in [[1, 1, 1], [63, 15, 65], [64, 16, 64], [65, 17, 63], [1, 257, 100], [1, 40, 1], [101, 1, 67]]
+        {
+            for transpose_b in [false, true] {
+                cases.push(case(dtype, &[m, k], &[k, n], MatMul { transpose_b, ..MatMul::default() }, 1.0));
+            }
+        }
+        let plain = MatMul::default();
+        cases.push(case(dtype, &[2, 3, 33, 20], &[2, 3, 20, 5], plain, 30.0));
+        cases.push(case(dtype, &[3, 1, 7, 20], &[4, 20, 9], plain, 1.0));
+        cases.push(case(dtype, &[5, 1, 40], &[5, 40, 33], plain, 1.0));
+        cases.push(case(dtype, &[2, 3, 2, 5, 8], &[3, 1, 8, 4], plain, 1.0));
+        cases.push(case(dtype, &[6, 7, 24], &[24, 31], plain, 1e-3));
+        cases.push(case(dtype, &[0, 4], &[4, 3], plain, 1.0));
+        cases.push(case(dtype, &[3, 0], &[0, 5], plain, 1.0));
+    }
+    cases.push(many_products());
+    cases.push(annihilated());
+    cases.push(mixed());
+    cases.push(case(Dtype::F32, &[9, 20], &[20, 11], MatMul { alpha: -0.125, ..MatMul::default() }, 1.0));
+    cases
+}
+
+fn case(dtype: Dtype, a: &[usize], b: &[usize], op: MatMul, deviation: f32) -> Case {
+    let (batch, [k, n]) = split_last_two(b);
+    let b_shape = if op.transpose_b { [batch, &[n, k]].concat() } else { b.to_vec() };
+    let mut inputs = vec![CaseInput::normal(dtype, a, deviation), CaseInput::normal(dtype, &b_shape, 1.0)];
+    if n % 2 == 1 {
+        inputs.push(CaseInput::normal(dtype, &[n], 1.0));
+    }
+    let scale = if op.alpha == 1.0 { String::new() } else { format!("{} x ", op.alpha) };
+    let layout = if op.transpose_b { "transposed b" } else { "b" };
+    Case::new(
+        format!("{dtype} {scale}{a:?} x {b:?} {layout} of {deviation}"),
+        op,
+        inputs,
+        tolerance(dtype, k, deviation),
+    )
+}
+
+/// A partial sum of k products has about √k times a term's magnitude, here `deviation`, and takes k roundings, of which
+/// about √k add up: `ε · k · deviation`, times 4 for the tails. The result is rounded once more to its storage.
+fn tolerance(dtype: Dtype, k: usize, deviation: f32) -> Tolerance {
+    let storage = if dtype == Dtype::F16 { EPSILON_F16 } else { EPSILON_F32 };
+    let absolute = 4.0 * EPSILON_F32 * (k as f64 + 1.0) * f64::from(deviation);
+    Tolerance { of_scale: storage + EPSILON_F32, relative: 0.0, absolute }
+}
+
+/// More than 65,535 workgroups.
+fn many_products() -> Case {
+    let inputs =
+        vec![CaseInput::normal(Dtype::F32, &[66_000, 1, 2], 1.0), CaseInput::normal(Dtype::F32, &[66_000, 2, 3], 1.0)];
+    Case::new("f32 66000 products of 1 x 2 x 3", MatMul::default(), inputs, tolerance(Dtype::F32, 2, 1.0))
+}
+
+/// Zeros in a meet NaN and infinity in b.
+fn annihilated() -> Case {
+    let a = HostTensor::f32(&[2, 3], vec![0.5, 0.0, 2.0, 1.0, 0.0, 0.0]).expect("2 x 3");
+    let b = HostTensor::f32(&[3, 2], vec![1.0, 2.0, f32::NAN, f32::INFINITY, 3.0, 4.0]).expect("3 x 2");
+    let given =
+        |tensor: HostTensor| CaseInput { desc: tensor.desc().clone(), values: crate::case::Values::Given(tensor) };
+    let op = MatMul { zeros: Zeros::Annihilate, ..MatMul::default() };
+    Case::new("f32 zeros annihilate NaN and infinity", op, vec![given(a), given(b)], tolerance(Dtype::F32, 3, 1.0))
+}
+
+/// f32 weights times f16 values into f16, as unfused attention does.
+fn mixed() -> Case {
+    let inputs =
+        vec![CaseInput::normal(Dtype::F32, &[2, 9, 33], 1.0), CaseInput::normal(Dtype::F16, &[2, 33, 20], 1.0)];
+    let op = MatMul { output: Some(Dtype::F16), zeros: Zeros::Annihilate, ..MatMul::default() };
+    Case::new("f32 x f16 into f16", op, inputs, tolerance(Dtype::F16, 33, 1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reference_by_hand() {
+        let a = HostTensor::f32(&[1, 2, 2], vec![1.0, 2.0, 3.0, 4.0]).unwrap();
+        let b = HostTensor::f32(&[2, 2, 1], vec![5.0, 6.0, 7.0, 8.0]).unwrap();
+        let bias = HostTensor::f32(&[1], vec![0.5]).unwrap();
+        let out = MatMul::default().reference(&[&a, &b, &bias], Rows::All).remove(0);
+        assert_eq!((out.shape(), out.as_f64().unwrap()), (&[2, 2, 1][..], &[17.5, 39.5, 23.5, 53.5][..]));
+        let b = HostTensor::f32(&[1, 2], vec![5.0, 6.0]).unwrap();
+        let transposed = MatMul { transpose_b: true, ..MatMul::default() };
+        assert_eq!(transposed.reference(&[&a, &b], Rows::All)[0].as_f64().unwrap(), [17.0, 39.0]);
+    }
+
+    #[test]
+    fn a_shared_right_factor_folds_the_batch() {
+        let descs = [TensorDesc::new(Dtype::F32, [128, 32, 200]), TensorDesc::new(Dtype::F32, [200, 200])];
+        let problem = MatMul::default().problem(&descs).unwrap();
+        assert_eq!((problem.m, problem.batch_count()), (4096, 1));
+    }
+}

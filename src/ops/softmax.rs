@@ -1,0 +1,158 @@
+//! `softmax`: scaled softmax along the last axis.
+//!
+//! Techniques: `softmax_row` (one workgroup per row, two walks), `softmax_native`.
+
+use crate::capabilities::{Backend, Capabilities};
+use crate::case::{Case, CaseInput, Values};
+use crate::compare::Tolerance;
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Tensor};
+use crate::op::{Bindings, Cost, Launch, Op, Rows, Technique, fold, index};
+use crate::ops::{EPSILON_F16, EPSILON_F32, EXCLUDED, REDUCE_WORKGROUP};
+use crate::shader::{Constant, Shader, Source, params, wgsl};
+use crate::tensor::{Dtype, HostTensor, TensorDesc};
+
+const ROW: Source = wgsl!("softmax_row");
+
+/// `exp(scale · x) / Σ exp(scale · x)` along the last axis. A row of −inf only gives zeros.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Softmax {
+    /// Multiplies every element first. Finite.
+    pub scale: f32,
+}
+
+impl Graph {
+    /// Adds [`Softmax`]: `[.., length]` into the same shape and dtype.
+    ///
+    /// # Errors
+    /// A scale that is not finite, rank 0, a dtype other than f32 or f16.
+    pub fn softmax(&mut self, x: Tensor, scale: f32) -> Result<Tensor> {
+        Ok(self.add(Softmax { scale }, &[x])?[0])
+    }
+}
+
+params! {
+    struct SoftmaxParams { rows: u32, length: u32, scale: f32 }
+}
+
+impl Op for Softmax {
+    fn name(&self) -> &'static str {
+        "softmax"
+    }
+
+    fn outputs(&self, inputs: &[TensorDesc]) -> Result<Vec<TensorDesc>> {
+        let [x] = inputs else {
+            return Err(Error::shape("softmax", format!("takes one tensor, got {}", inputs.len())));
+        };
+        if x.rank() == 0 || !x.dtype.is_device_float() {
+            return Err(Error::shape("softmax", format!("takes f32 or f16 of rank 1 or more, got {x}")));
+        }
+        if !self.scale.is_finite() {
+            return Err(Error::option("softmax", format!("scale is {}, it must be finite", self.scale)));
+        }
+        Ok(vec![x.clone()])
+    }
+
+    fn reference(&self, inputs: &[&HostTensor], rows: Rows) -> Vec<HostTensor> {
+        let x = inputs[0].to_f64();
+        let result = rows.compute(inputs[0].shape(), |row, out| {
+            let scores: Vec<f64> =
+                x[row * out.len()..(row + 1) * out.len()].iter().map(|x| x * f64::from(self.scale)).collect();
+            let maximum = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let weights = scores.iter().map(|&s| if s == f64::NEG_INFINITY { 0.0 } else { (s - maximum).exp() });
+            out.iter_mut().zip(weights).for_each(|(out, weight)| *out = weight);
+            let sum: f64 = out.iter().sum();
+            if sum != 0.0 {
+                out.iter_mut().for_each(|out| *out /= sum);
+            }
+        });
+        vec![result]
+    }
+
+    /// Five operations for each element: scale, maximum, difference with exponential, sum, division.
+    fn cost(&self, inputs: &[TensorDesc]) -> Cost {
+        Cost::once(5 * inputs[0].len() as u64, inputs, inputs)
+    }
+
+    fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {
+        match capabilities.backend {
+            Backend::Cpu => self.native(inputs),
+            Backend::Gpu => self.row(&inputs[0], capabilities).map(Technique::Gpu).into_iter().collect(),
+        }
+    }
+}
+
+impl Softmax {
+    fn native(&self, _inputs: &[TensorDesc]) -> Vec<Technique> {
+        Vec::new()
+    }
+
+    fn row(&self, x: &TensorDesc, capabilities: &Capabilities) -> Option<Launch> {
+        if x.dtype == Dtype::F16 && !capabilities.f16 {
+            return None;
+        }
+        let lanes = if x.row_length() <= 256 { 64 } else { 256 };
+        let shader = Shader {
+            main: ROW,
+            libraries: vec![EXCLUDED, REDUCE_WORKGROUP],
+            constants: vec![("LANES", Constant::U32(lanes)), ("Elem", Constant::Scalar(x.dtype))],
+        };
+        let params = SoftmaxParams { rows: index(x.rows()), length: index(x.row_length()), scale: self.scale };
+        let workgroups = if x.is_empty() { [0; 3] } else { fold(x.rows(), capabilities) };
+        Some(Launch { shader, params: params.into(), workgroups, bindings: Bindings::in_order(1, 1) })
+    }
+}
+
+/// Row lengths around the 64 and 256 lanes up to over 100,000, large scores, rows of −inf, more than 65,535 rows.
+pub(super) fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    for dtype in [Dtype::F32, Dtype::F16] {
+        for length in [1, 2, 63, 64, 65, 255, 256, 257, 1021] {
+            cases.push(case(dtype, &[3, length], 1.0, Values::Normal(1.0)));
+        }
+        cases.push(case(dtype, &[2, 3, 100], 0.125, Values::Normal(30.0)));
+        cases.push(case(dtype, &[2, 33], -2.0, Values::Normal(1.0)));
+        cases.push(case(dtype, &[4, 300], 1.0, Values::Bias { excluded: 0.5 }));
+        cases.push(case(dtype, &[2, 70], 1.0, Values::Bias { excluded: 1.0 }));
+        cases.push(case(dtype, &[2, 100_003], 1.0, Values::Normal(3.0)));
+        cases.push(case(dtype, &[0, 5], 1.0, Values::Normal(1.0)));
+        cases.push(case(dtype, &[5, 0], 1.0, Values::Normal(1.0)));
+    }
+    cases.push(case(Dtype::F32, &[66_000, 3], 1.0, Values::Normal(1.0)));
+    cases.push(case(Dtype::F32, &[5, 40], 1.0, Values::Normal(1e4)));
+    cases
+}
+
+fn case(dtype: Dtype, shape: &[usize], scale: f32, values: Values) -> Case {
+    let largest = match values {
+        Values::Normal(deviation) => 5.0 * f64::from(deviation * scale).abs(),
+        _ => 5.0,
+    };
+    // The scaled score is rounded, and so is its difference to the maximum: the exponential is off by as much, relatively.
+    // exp itself and the sum take a few roundings more; lavapipe's exp is good to about 2 in the last place.
+    let storage = if dtype == Dtype::F16 { EPSILON_F16 } else { 0.0 };
+    let tolerance =
+        Tolerance { of_scale: (2.0 * largest + 8.0) * EPSILON_F32 + storage, relative: 0.0, absolute: 1e-7 };
+    let input = CaseInput { desc: TensorDesc::new(dtype, shape), values };
+    Case::new(format!("{dtype} {shape:?} scale {scale} {:?}", input.values), Softmax { scale }, vec![input], tolerance)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn softmax(scale: f32, x: &[f32]) -> Vec<f64> {
+        let x = HostTensor::f32(&[x.len()], x.to_vec()).unwrap();
+        Softmax { scale }.reference(&[&x], Rows::All)[0].as_f64().unwrap().to_vec()
+    }
+
+    #[test]
+    fn reference_by_hand() {
+        let weights = softmax(2.0, &[0.0, 0.5 * 3.0_f32.ln()]);
+        assert!((weights[0] - 0.25).abs() < 1e-7 && (weights[1] - 0.75).abs() < 1e-7);
+        assert_eq!(softmax(1.0, &[7.0]), [1.0]);
+        assert_eq!(softmax(1.0, &[1e4, -1e4]), [1.0, 0.0]);
+        assert_eq!(softmax(1.0, &[f32::NEG_INFINITY; 2]), [0.0, 0.0]);
+        assert!(softmax(1.0, &[f32::NAN, 0.0])[1].is_nan());
+    }
+}

@@ -1,0 +1,302 @@
+//! A graph made ready for one device. A plan that exists can run.
+
+use std::collections::BTreeMap;
+
+use crate::cpu::CpuProgram;
+use crate::device::{Device, DeviceTensor, Inner, Storage};
+use crate::error::{Error, Result};
+use crate::gpu::GpuProgram;
+use crate::graph::Graph;
+pub use crate::schedule::{PlanDescription, PlanOptions, StepDescription};
+use crate::schedule::{Port, Schedule};
+use crate::tensor::HostTensor;
+
+/// Output tensors by name.
+pub type Outputs = BTreeMap<String, HostTensor>;
+
+/// What a duration was measured with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Clock {
+    /// Timestamps that the GPU wrote.
+    Gpu,
+    /// The host's clock around native code.
+    Host,
+    /// The host's clock from submission to completion, because the device has no timestamps.
+    HostNoTimestamps,
+}
+
+impl Clock {
+    /// In words, with the reason where it is a makeshift.
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::Gpu => "GPU timestamps",
+            Self::Host => "host clock",
+            Self::HostNoTimestamps => "host clock with submission, the device has no timestamps",
+        }
+    }
+}
+
+/// Duration of one run.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sample {
+    /// Seconds.
+    pub seconds: f64,
+    /// What measured them.
+    pub clock: Clock,
+}
+
+/// Duration of each step of one run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Profile {
+    /// Technique and seconds, in order of execution.
+    pub steps: Vec<(&'static str, f64)>,
+    /// What measured them.
+    pub clock: Clock,
+}
+
+/// A graph's steps with their memory on one device. `Send` and `Sync`; runs of one plan follow each other.
+#[derive(Debug)]
+pub struct Plan {
+    device: Device,
+    schedule: Schedule,
+    pub(crate) engine: Engine,
+    /// Which inputs have been written or bound.
+    given: Vec<bool>,
+}
+
+#[derive(Debug)]
+pub(crate) enum Engine {
+    Gpu(Box<GpuProgram>),
+    Cpu(CpuProgram),
+}
+
+impl Plan {
+    /// A plan with the default choices.
+    ///
+    /// # Errors
+    /// As [`Plan::with_options`].
+    pub fn new(device: &Device, graph: &Graph) -> Result<Self> {
+        Self::with_options(device, graph, &PlanOptions::default())
+    }
+
+    /// Chooses techniques, compiles what is not compiled yet, and allocates.
+    ///
+    /// # Errors
+    /// A graph without outputs, a technique that the device lacks, a tensor over its binding limit, a lost device.
+    pub fn with_options(device: &Device, graph: &Graph, options: &PlanOptions) -> Result<Self> {
+        let schedule = Schedule::new(graph, device.capabilities(), options)?;
+        schedule.check_limits(device.capabilities())?;
+        let engine = match &device.inner {
+            Inner::Gpu(gpu) => Engine::Gpu(Box::new(GpuProgram::new(gpu.clone(), &schedule)?)),
+            Inner::Cpu(cpu) => Engine::Cpu(CpuProgram::new(cpu, &schedule)?),
+        };
+        let given = vec![false; schedule.inputs.len()];
+        Ok(Self { device: device.clone(), schedule, engine, given })
+    }
+
+    /// What a plan would do and need, without compiling or allocating; also for graphs that are too large to run.
+    ///
+    /// # Errors
+    /// A graph without outputs, or a technique that the device lacks.
+    pub fn preview(device: &Device, graph: &Graph, options: &PlanOptions) -> Result<PlanDescription> {
+        Ok(Schedule::new(graph, device.capabilities(), options)?.describe(device.name()))
+    }
+
+    /// Steps, shapes, work and memory.
+    pub fn describe(&self) -> PlanDescription {
+        self.schedule.describe(self.device.name())
+    }
+
+    /// Uses a resident tensor as the input or output of this name, without a copy, until another is bound.
+    ///
+    /// # Errors
+    /// An unknown name, another shape or dtype, a tensor of another device, or one that is both read and written.
+    pub fn bind(&mut self, name: &str, tensor: &DeviceTensor) -> Result<()> {
+        let (port, input) = self.port(name)?;
+        let operand = port.operand.clone();
+        check_desc(name, &operand.desc, tensor.desc())?;
+        if let Some(other) = self.aliased(operand.slot, input.is_none(), tensor) {
+            return Err(Error::Plan(format!(
+                "`{name}` and `{other}` are one tensor, and a run would write it while it reads it"
+            )));
+        }
+        match (&mut self.engine, &tensor.storage) {
+            (Engine::Gpu(program), Storage::Gpu(buffer)) => program.bind(operand.slot, buffer)?,
+            (Engine::Cpu(program), Storage::Cpu(buffer)) => program.bind(operand.slot, buffer),
+            _ => return Err(Error::Plan(format!("the tensor for `{name}` lives on another kind of device"))),
+        }
+        if let Some(input) = input {
+            self.given[input] = true;
+        }
+        Ok(())
+    }
+
+    /// The resident tensor that holds an input or output of this plan; the next run overwrites an output.
+    ///
+    /// # Errors
+    /// An unknown name.
+    pub fn tensor(&self, name: &str) -> Result<DeviceTensor> {
+        let (port, _) = self.port(name)?;
+        let storage = match &self.engine {
+            Engine::Gpu(program) => Storage::Gpu(program.buffer(port.operand.slot).clone()),
+            Engine::Cpu(program) => Storage::Cpu(program.buffer(port.operand.slot).clone()),
+        };
+        Ok(DeviceTensor { desc: port.operand.desc.clone(), storage })
+    }
+
+    /// Gives an input its value for the next and all later submissions.
+    ///
+    /// # Errors
+    /// An unknown name, another shape or dtype, or a lost device.
+    pub fn write(&mut self, name: &str, value: &HostTensor) -> Result<()> {
+        let (port, input) = self.port(name)?;
+        let Some(input) = input else {
+            return Err(Error::Plan(format!("`{name}` is an output, it cannot be written")));
+        };
+        check_desc(name, &port.operand.desc, value.desc())?;
+        let slot = port.operand.slot;
+        match &mut self.engine {
+            Engine::Gpu(program) => program.write(slot, value.bytes())?,
+            Engine::Cpu(program) => program.write(slot, value.bytes()),
+        }
+        self.given[input] = true;
+        Ok(())
+    }
+
+    /// Starts one run. On the CPU backend it has ended when this returns.
+    ///
+    /// # Errors
+    /// An input that was never given, or a lost device.
+    pub fn submit(&mut self) -> Result<()> {
+        self.check_given()?;
+        match &mut self.engine {
+            Engine::Gpu(program) => program.submit(),
+            Engine::Cpu(program) => program.submit(),
+        }
+    }
+
+    /// Waits for the last submission and copies one output to the host.
+    ///
+    /// # Errors
+    /// An unknown name, or a lost device.
+    pub fn read(&mut self, name: &str) -> Result<HostTensor> {
+        let port = (self.schedule.outputs.iter().find(|port| port.name == name))
+            .ok_or_else(|| Error::Plan(format!("there is no output `{name}`")))?;
+        let bytes = match &mut self.engine {
+            Engine::Gpu(program) => program.read(&port.operand)?,
+            Engine::Cpu(program) => program.read(&port.operand),
+        };
+        HostTensor::from_bytes(port.operand.desc.clone(), &bytes)
+    }
+
+    /// Writes the inputs, runs, and reads every output. Inputs that are not named keep what they were given before.
+    ///
+    /// # Errors
+    /// An input that is unknown, named twice, never given or of another shape; a lost device.
+    pub fn run(&mut self, inputs: &[(&str, &HostTensor)]) -> Result<Outputs> {
+        self.write_all(inputs)?;
+        if let Engine::Gpu(program) = &mut self.engine {
+            let outputs: Vec<_> = self.schedule.outputs.iter().map(|port| &port.operand).collect();
+            let bytes = program.submit_and_read(&outputs)?.wait()?;
+            return self.collect(bytes);
+        }
+        self.submit()?;
+        let names: Vec<String> = self.schedule.outputs.iter().map(|port| port.name.clone()).collect();
+        names.into_iter().map(|name| Ok((name.clone(), self.read(&name)?))).collect()
+    }
+
+    /// As [`Plan::run`], giving up the thread while the GPU works. Needs no particular executor.
+    ///
+    /// # Errors
+    /// As [`Plan::run`].
+    pub async fn run_async(&mut self, inputs: &[(&str, &HostTensor)]) -> Result<Outputs> {
+        self.write_all(inputs)?;
+        let Engine::Gpu(program) = &mut self.engine else { return self.run(&[]) };
+        let outputs: Vec<_> = self.schedule.outputs.iter().map(|port| &port.operand).collect();
+        let bytes = program.submit_and_read(&outputs)?.await?;
+        self.collect(bytes)
+    }
+
+    /// Runs once and says how long the steps took together. Inputs must have been given.
+    ///
+    /// # Errors
+    /// As [`Plan::submit`].
+    pub fn measure(&mut self) -> Result<Sample> {
+        self.check_given()?;
+        match &mut self.engine {
+            Engine::Gpu(program) => program.measure(),
+            Engine::Cpu(program) => program.measure(),
+        }
+    }
+
+    /// Runs once and says how long each step took. Inputs must have been given.
+    ///
+    /// # Errors
+    /// As [`Plan::submit`].
+    pub fn profile(&mut self) -> Result<Profile> {
+        self.check_given()?;
+        let (seconds, clock) = match &mut self.engine {
+            Engine::Gpu(program) => program.profile()?,
+            Engine::Cpu(program) => program.profile()?,
+        };
+        let steps = self.schedule.steps.iter().map(|step| step.technique.name()).zip(seconds).collect();
+        Ok(Profile { steps, clock })
+    }
+
+    pub(crate) fn check_given(&self) -> Result<()> {
+        match self.given.iter().position(|given| !given) {
+            Some(input) => Err(Error::Plan(format!("input `{}` was not given", self.schedule.inputs[input].name))),
+            None => Ok(()),
+        }
+    }
+
+    fn write_all(&mut self, inputs: &[(&str, &HostTensor)]) -> Result<()> {
+        for (index, (name, value)) in inputs.iter().enumerate() {
+            if inputs[..index].iter().any(|(earlier, _)| earlier == name) {
+                return Err(Error::Plan(format!("input `{name}` was given twice")));
+            }
+            self.write(name, value)?;
+        }
+        self.check_given()
+    }
+
+    fn collect(&self, bytes: Vec<Vec<u8>>) -> Result<Outputs> {
+        let ports = self.schedule.outputs.iter();
+        ports
+            .zip(bytes)
+            .map(|(port, bytes)| Ok((port.name.clone(), HostTensor::from_bytes(port.operand.desc.clone(), &bytes)?)))
+            .collect()
+    }
+
+    /// The port of this name, and its number if it is an input.
+    fn port(&self, name: &str) -> Result<(&Port, Option<usize>)> {
+        if let Some(input) = self.schedule.inputs.iter().position(|port| port.name == name) {
+            return Ok((&self.schedule.inputs[input], Some(input)));
+        }
+        match self.schedule.outputs.iter().find(|port| port.name == name) {
+            Some(port) => Ok((port, None)),
+            None => {
+                let names = self.schedule.inputs.iter().chain(&self.schedule.outputs).map(|port| port.name.as_str());
+                let names: Vec<_> = names.collect();
+                Err(Error::Plan(format!("there is no input or output `{name}`; there are {}", names.join(", "))))
+            }
+        }
+    }
+
+    /// Another input or output that uses the same memory, where one of the two would be written.
+    fn aliased(&self, slot: usize, written: bool, tensor: &DeviceTensor) -> Option<&str> {
+        let inputs = self.schedule.inputs.iter().filter(|_| written);
+        let ports = inputs.chain(&self.schedule.outputs).filter(|port| port.operand.slot != slot);
+        ports
+            .into_iter()
+            .find(|port| self.tensor(&port.name).is_ok_and(|other| other.shares_memory(tensor)))
+            .map(|port| port.name.as_str())
+    }
+}
+
+fn check_desc(name: &str, wanted: &crate::tensor::TensorDesc, got: &crate::tensor::TensorDesc) -> Result<()> {
+    if wanted == got {
+        return Ok(());
+    }
+    Err(Error::Plan(format!("`{name}` is {wanted}, got {got}")))
+}

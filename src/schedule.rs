@@ -1,0 +1,305 @@
+//! How a graph is computed, resolved but not yet allocated: a technique for each node, a slot for each tensor.
+
+use std::fmt;
+use std::sync::Arc;
+
+use crate::capabilities::{Backend, Capabilities};
+use crate::error::{Error, Result};
+use crate::graph::{Graph, Node, Origin, Tensor};
+use crate::memory::{Lifetime, assign};
+use crate::op::{Cost, Technique};
+use crate::tensor::{Dtype, HostTensor, TensorDesc};
+
+/// Choices that override the default ones.
+#[derive(Debug, Clone, Default)]
+pub struct PlanOptions {
+    /// Pairs of op and technique, such as `("matmul", "matmul_tiled")`: every node of the op runs that technique.
+    pub techniques: Vec<(String, String)>,
+}
+
+/// One dispatch or native call.
+#[derive(Debug, Clone)]
+pub(crate) struct Step {
+    pub op: &'static str,
+    pub technique: Technique,
+    pub inputs: Vec<Operand>,
+    pub outputs: Vec<Operand>,
+    pub cost: Cost,
+}
+
+/// A tensor of a step: where it lies and what it is.
+#[derive(Debug, Clone)]
+pub(crate) struct Operand {
+    pub slot: usize,
+    pub desc: TensorDesc,
+}
+
+/// Memory for one tensor, or for several that are never alive together.
+#[derive(Debug, Clone)]
+pub(crate) struct Slot {
+    pub bytes: u64,
+    pub role: Role,
+}
+
+/// What a slot is for.
+#[derive(Debug, Clone)]
+pub(crate) enum Role {
+    Input,
+    Weight(Arc<HostTensor>),
+    Output,
+    Scratch,
+}
+
+/// A named input or output.
+#[derive(Debug, Clone)]
+pub(crate) struct Port {
+    pub name: String,
+    pub operand: Operand,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Schedule {
+    pub steps: Vec<Step>,
+    pub slots: Vec<Slot>,
+    pub inputs: Vec<Port>,
+    pub outputs: Vec<Port>,
+}
+
+impl Schedule {
+    pub fn new(graph: &Graph, capabilities: &Capabilities, options: &PlanOptions) -> Result<Self> {
+        if graph.outputs.is_empty() {
+            return Err(Error::Graph("there is no output; name one with Graph::output".into()));
+        }
+        let nodes = needed(graph);
+        let (slots, slot_of) = place(graph, &nodes);
+        let operand = |tensor: Tensor| Operand {
+            slot: slot_of[graph.root(tensor)].expect("every tensor that is needed has a slot"),
+            desc: graph.tensors[tensor.index].desc.clone(),
+        };
+        let steps = nodes
+            .iter()
+            .map(|node| {
+                let descs: Vec<_> = node.inputs.iter().map(|t| graph.tensors[t.index].desc.clone()).collect();
+                Ok(Step {
+                    op: node.op.name(),
+                    technique: choose(node, &descs, capabilities, options)?,
+                    inputs: node.inputs.iter().map(|&tensor| operand(tensor)).collect(),
+                    outputs: node.outputs.iter().map(|&tensor| operand(tensor)).collect(),
+                    cost: node.op.cost(&descs),
+                })
+            })
+            .collect::<Result<_>>()?;
+        let inputs = graph.tensors.iter().enumerate().filter_map(|(index, info)| {
+            let Origin::Input(name) = &info.origin else { return None };
+            let operand = Operand { slot: slot_of[index].expect("inputs have slots"), desc: info.desc.clone() };
+            Some(Port { name: name.clone(), operand })
+        });
+        let outputs = graph.outputs.iter().map(|(name, t)| Port { name: name.clone(), operand: operand(*t) });
+        Ok(Self { steps, slots, inputs: inputs.collect(), outputs: outputs.collect() })
+    }
+
+    /// Refuses tensors that the device cannot bind or kernels cannot index.
+    pub fn check_limits(&self, capabilities: &Capabilities) -> Result<()> {
+        let named =
+            self.inputs.iter().chain(&self.outputs).map(|port| (format!("`{}`", port.name), &port.operand.desc));
+        let inner = self.steps.iter().flat_map(|step| {
+            step.inputs.iter().chain(&step.outputs).map(|operand| (format!("a tensor of {}", step.op), &operand.desc))
+        });
+        for (tensor, desc) in named.chain(inner) {
+            let indexable = match capabilities.backend {
+                Backend::Gpu => u64::from(u32::MAX) * desc.dtype.size() as u64,
+                Backend::Cpu => u64::MAX,
+            };
+            let allowed = capabilities.binding_bytes.min(indexable);
+            if desc.bytes() > allowed {
+                let (needed, fit) = (desc.bytes(), allowed / desc.dtype.size() as u64);
+                let hint = format!(
+                    "{desc} would fit with at most {fit} elements (split the batch); fused attention stores no scores"
+                );
+                return Err(Error::TooLarge { tensor: format!("{tensor} {:?}", desc.shape), needed, allowed, hint });
+            }
+        }
+        Ok(())
+    }
+
+    pub fn describe(&self, device: String) -> PlanDescription {
+        let sum = |wanted: fn(&Role) -> bool| {
+            self.slots.iter().filter(|slot| wanted(&slot.role)).map(|slot| slot.bytes).fold(0, u64::saturating_add)
+        };
+        PlanDescription {
+            device,
+            steps: self.steps.iter().map(StepDescription::new).collect(),
+            input_bytes: sum(|role| matches!(role, Role::Input)),
+            weight_bytes: sum(|role| matches!(role, Role::Weight(_))),
+            output_bytes: sum(|role| matches!(role, Role::Output)),
+            scratch_bytes: sum(|role| matches!(role, Role::Scratch)),
+        }
+    }
+}
+
+/// Nodes that some output depends on, in order.
+fn needed(graph: &Graph) -> Vec<&Node> {
+    let mut wanted = vec![false; graph.tensors.len()];
+    for (_, tensor) in &graph.outputs {
+        wanted[graph.root(*tensor)] = true;
+    }
+    let mut nodes: Vec<&Node> = Vec::new();
+    for node in graph.nodes.iter().rev() {
+        if node.outputs.iter().any(|tensor| wanted[tensor.index]) {
+            node.inputs.iter().for_each(|&tensor| wanted[graph.root(tensor)] = true);
+            nodes.push(node);
+        }
+    }
+    nodes.reverse();
+    nodes
+}
+
+/// Slots, and the slot of each root tensor that has one.
+fn place(graph: &Graph, nodes: &[&Node]) -> (Vec<Slot>, Vec<Option<usize>>) {
+    let mut slots = Vec::new();
+    let mut slot_of = vec![None; graph.tensors.len()];
+    let kept: Vec<usize> = graph.outputs.iter().map(|(_, tensor)| graph.root(*tensor)).collect();
+    let read: Vec<usize> = nodes.iter().flat_map(|node| &node.inputs).map(|&tensor| graph.root(tensor)).collect();
+    for (index, info) in graph.tensors.iter().enumerate() {
+        let role = match &info.origin {
+            Origin::Input(_) => Role::Input,
+            Origin::Weight(value) if read.contains(&index) || kept.contains(&index) => Role::Weight(value.clone()),
+            Origin::Node if kept.contains(&index) => Role::Output,
+            _ => continue,
+        };
+        slot_of[index] = Some(slots.len());
+        slots.push(Slot { bytes: info.desc.bytes(), role });
+    }
+    let mut lifetimes: Vec<(usize, Lifetime)> = Vec::new();
+    for (step, node) in nodes.iter().enumerate() {
+        for tensor in node.outputs.iter().filter(|tensor| slot_of[tensor.index].is_none()) {
+            let bytes = graph.tensors[tensor.index].desc.bytes();
+            lifetimes.push((tensor.index, Lifetime { bytes, first: step, last: step }));
+        }
+        for root in node.inputs.iter().map(|&tensor| graph.root(tensor)) {
+            if let Some((_, lifetime)) = lifetimes.iter_mut().find(|(index, _)| *index == root) {
+                lifetime.last = step;
+            }
+        }
+    }
+    let assignment = assign(&lifetimes.iter().map(|(_, lifetime)| *lifetime).collect::<Vec<_>>());
+    for ((index, _), slot) in lifetimes.iter().zip(&assignment.slot_of) {
+        slot_of[*index] = Some(slots.len() + slot);
+    }
+    slots.extend(assignment.slots.iter().map(|&bytes| Slot { bytes, role: Role::Scratch }));
+    (slots, slot_of)
+}
+
+fn choose(node: &Node, descs: &[TensorDesc], capabilities: &Capabilities, options: &PlanOptions) -> Result<Technique> {
+    let op = node.op.name();
+    let forced = options.techniques.iter().find(|(name, _)| name == op).map(|(_, technique)| technique);
+    let mut offered = node.op.techniques(descs, capabilities);
+    let Some(index) = offered.iter().position(|technique| forced.is_none_or(|forced| technique.name() == forced))
+    else {
+        let names: Vec<_> = offered.iter().map(Technique::name).collect();
+        let lacks_f16 = !capabilities.f16 && descs.iter().any(|desc| desc.dtype == Dtype::F16);
+        let reason = match (lacks_f16, names.is_empty()) {
+            (true, _) => "a tensor is f16 and the device has no f16 in shaders".to_owned(),
+            (false, true) => "nothing is offered for these shapes".to_owned(),
+            (false, false) => format!("offered are {}", names.join(", ")),
+        };
+        return Err(Error::Unsupported { op, technique: forced.cloned().unwrap_or_else(|| "any".into()), reason });
+    };
+    Ok(offered.swap_remove(index))
+}
+
+/// What a plan does, step by step, and the memory that it takes. Its `Display` is a table.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanDescription {
+    /// Name of the device.
+    pub device: String,
+    /// In order of execution.
+    pub steps: Vec<StepDescription>,
+    /// Bytes of the inputs.
+    pub input_bytes: u64,
+    /// Bytes of weights and constants; plans may share them.
+    pub weight_bytes: u64,
+    /// Bytes of the outputs.
+    pub output_bytes: u64,
+    /// Bytes of the slots that intermediates share.
+    pub scratch_bytes: u64,
+}
+
+/// One step of a plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepDescription {
+    /// Op, such as `matmul`.
+    pub op: &'static str,
+    /// Technique, such as `matmul_tiled`.
+    pub technique: &'static str,
+    /// What goes in.
+    pub inputs: Vec<TensorDesc>,
+    /// What comes out.
+    pub outputs: Vec<TensorDesc>,
+    /// The grid of a GPU step.
+    pub workgroups: Option<[u32; 3]>,
+    /// Flops and bytes.
+    pub cost: Cost,
+}
+
+impl StepDescription {
+    fn new(step: &Step) -> Self {
+        let descs = |operands: &[Operand]| operands.iter().map(|operand| operand.desc.clone()).collect();
+        Self {
+            op: step.op,
+            technique: step.technique.name(),
+            inputs: descs(&step.inputs),
+            outputs: descs(&step.outputs),
+            workgroups: match &step.technique {
+                Technique::Gpu(launch) => Some(launch.workgroups),
+                Technique::Cpu(_) => None,
+            },
+            cost: step.cost,
+        }
+    }
+}
+
+impl PlanDescription {
+    /// Bytes that are allocated while the plan lives: inputs, weights, outputs and scratch.
+    pub fn peak_bytes(&self) -> u64 {
+        [self.weight_bytes, self.output_bytes, self.scratch_bytes]
+            .iter()
+            .fold(self.input_bytes, |sum, &bytes| sum.saturating_add(bytes))
+    }
+
+    /// Work of all steps.
+    pub fn cost(&self) -> Cost {
+        self.steps.iter().fold(Cost::default(), |sum, step| sum + step.cost)
+    }
+}
+
+impl fmt::Display for PlanDescription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut table = comfy_table::Table::new();
+        table.load_style(comfy_table::presets::NOTHING);
+        table.set_header(["step", "technique", "inputs", "outputs", "workgroups", "flops", "bytes"]);
+        let shapes = |descs: &[TensorDesc]| descs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        for (index, step) in self.steps.iter().enumerate() {
+            table.add_row([
+                index.to_string(),
+                step.technique.to_owned(),
+                shapes(&step.inputs),
+                shapes(&step.outputs),
+                step.workgroups.map_or_else(|| "native".into(), |grid| format!("{grid:?}")),
+                step.cost.flops.to_string(),
+                step.cost.bytes().to_string(),
+            ]);
+        }
+        writeln!(f, "on {}", self.device)?;
+        writeln!(f, "{}", table.trim_fmt())?;
+        write!(
+            f,
+            "peak {} bytes: inputs {}, weights {}, outputs {}, scratch {}",
+            self.peak_bytes(),
+            self.input_bytes,
+            self.weight_bytes,
+            self.output_bytes,
+            self.scratch_bytes
+        )
+    }
+}

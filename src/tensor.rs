@@ -1,0 +1,284 @@
+//! Tensors: a dtype, a shape and, on the host, the elements. Always dense and row-major.
+
+use std::fmt;
+
+use half::f16;
+
+use crate::error::{Error, Result};
+
+/// Element type of a tensor as it is stored. Kernels accumulate in f32 whatever the storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    /// 32-bit float.
+    F32,
+    /// 16-bit IEEE float.
+    F16,
+    /// 64-bit float. Host only: references and expected values; a graph refuses it.
+    F64,
+    /// One byte per element, 0 or 1; masks, where true takes part.
+    Bool,
+}
+
+impl Dtype {
+    /// Bytes of one element.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F64 => 8,
+            Self::F32 => 4,
+            Self::F16 => 2,
+            Self::Bool => 1,
+        }
+    }
+
+    /// Whether kernels can compute with it.
+    pub fn is_device_float(self) -> bool {
+        matches!(self, Self::F32 | Self::F16)
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F64 => "f64",
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bool => "bool",
+        })
+    }
+}
+
+/// Dtype and shape of a tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TensorDesc {
+    /// Element type.
+    pub dtype: Dtype,
+    /// Sizes, slowest axis first. Sizes of zero are legal.
+    pub shape: Vec<usize>,
+}
+
+impl TensorDesc {
+    /// A description from its parts.
+    pub fn new(dtype: Dtype, shape: impl Into<Vec<usize>>) -> Self {
+        Self { dtype, shape: shape.into() }
+    }
+
+    /// Number of elements; 1 for rank 0.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether a size is zero.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Bytes of all elements, without padding.
+    pub fn bytes(&self) -> u64 {
+        self.shape.iter().fold(self.dtype.size() as u64, |bytes, &size| bytes.saturating_mul(size as u64))
+    }
+
+    /// Number of axes.
+    pub fn rank(&self) -> usize {
+        self.shape.len()
+    }
+
+    /// Size of the last axis; 1 for rank 0.
+    pub fn row_length(&self) -> usize {
+        self.shape.last().copied().unwrap_or(1)
+    }
+
+    /// Number of rows, a row being one run along the last axis.
+    pub fn rows(&self) -> usize {
+        self.shape[..self.rank().saturating_sub(1)].iter().product()
+    }
+}
+
+impl fmt::Display for TensorDesc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {:?}", self.dtype, self.shape)
+    }
+}
+
+/// Elements of a host tensor.
+#[derive(Debug, Clone, PartialEq)]
+enum Data {
+    F32(Vec<f32>),
+    F16(Vec<f16>),
+    F64(Vec<f64>),
+    Bool(Vec<bool>),
+}
+
+/// A tensor in host memory.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HostTensor {
+    desc: TensorDesc,
+    data: Data,
+}
+
+impl HostTensor {
+    /// f32 elements in row-major order.
+    ///
+    /// # Errors
+    /// When the number of elements is not the product of the shape.
+    pub fn f32(shape: &[usize], data: Vec<f32>) -> Result<Self> {
+        Self::checked(Dtype::F32, shape, data.len(), Data::F32(data))
+    }
+
+    /// f16 elements in row-major order. Errors as [`HostTensor::f32`].
+    pub fn f16(shape: &[usize], data: Vec<f16>) -> Result<Self> {
+        Self::checked(Dtype::F16, shape, data.len(), Data::F16(data))
+    }
+
+    /// f64 elements in row-major order. Errors as [`HostTensor::f32`].
+    pub fn f64(shape: &[usize], data: Vec<f64>) -> Result<Self> {
+        Self::checked(Dtype::F64, shape, data.len(), Data::F64(data))
+    }
+
+    /// Boolean elements in row-major order. Errors as [`HostTensor::f32`].
+    pub fn bool(shape: &[usize], data: Vec<bool>) -> Result<Self> {
+        Self::checked(Dtype::Bool, shape, data.len(), Data::Bool(data))
+    }
+
+    /// All zeros (false for bool).
+    pub fn zeros(desc: TensorDesc) -> Self {
+        let len = desc.len();
+        let data = match desc.dtype {
+            Dtype::F32 => Data::F32(vec![0.0; len]),
+            Dtype::F16 => Data::F16(vec![f16::ZERO; len]),
+            Dtype::F64 => Data::F64(vec![0.0; len]),
+            Dtype::Bool => Data::Bool(vec![false; len]),
+        };
+        Self { desc, data }
+    }
+
+    /// A tensor from little-endian bytes.
+    ///
+    /// # Errors
+    /// When the number of bytes does not fit the description, or a bool is neither 0 nor 1.
+    pub fn from_bytes(desc: TensorDesc, bytes: &[u8]) -> Result<Self> {
+        if bytes.len() as u64 != desc.bytes() {
+            return Err(Error::shape("tensor", format!("{desc} needs {} bytes, got {}", desc.bytes(), bytes.len())));
+        }
+        let data = match desc.dtype {
+            Dtype::F32 => Data::F32(bytemuck::pod_collect_to_vec(bytes)),
+            Dtype::F16 => Data::F16(bytemuck::pod_collect_to_vec(bytes)),
+            Dtype::F64 => Data::F64(bytemuck::pod_collect_to_vec(bytes)),
+            Dtype::Bool => Data::Bool(
+                bytes
+                    .iter()
+                    .map(|&byte| match byte {
+                        0 => Ok(false),
+                        1 => Ok(true),
+                        other => Err(Error::shape("tensor", format!("a bool is 0 or 1, got {other}"))),
+                    })
+                    .collect::<Result<_>>()?,
+            ),
+        };
+        Ok(Self { desc, data })
+    }
+
+    /// Dtype and shape.
+    pub fn desc(&self) -> &TensorDesc {
+        &self.desc
+    }
+
+    /// Sizes, slowest axis first.
+    pub fn shape(&self) -> &[usize] {
+        &self.desc.shape
+    }
+
+    /// The elements as stored.
+    pub fn bytes(&self) -> &[u8] {
+        match &self.data {
+            Data::F32(data) => bytemuck::cast_slice(data),
+            Data::F16(data) => bytemuck::cast_slice(data),
+            Data::F64(data) => bytemuck::cast_slice(data),
+            Data::Bool(data) => bytemuck::cast_slice(data),
+        }
+    }
+
+    /// The elements of an f32 tensor, `None` for another dtype.
+    pub fn as_f32(&self) -> Option<&[f32]> {
+        match &self.data {
+            Data::F32(data) => Some(data),
+            _ => None,
+        }
+    }
+
+    /// The elements of an f64 tensor, `None` for another dtype.
+    pub fn as_f64(&self) -> Option<&[f64]> {
+        match &self.data {
+            Data::F64(data) => Some(data),
+            _ => None,
+        }
+    }
+
+    /// The elements of a bool tensor, `None` for another dtype.
+    pub fn as_bool(&self) -> Option<&[bool]> {
+        match &self.data {
+            Data::Bool(data) => Some(data),
+            _ => None,
+        }
+    }
+
+    /// Every element widened to f64; true is 1.
+    pub fn to_f64(&self) -> Vec<f64> {
+        match &self.data {
+            Data::F32(data) => data.iter().map(|&x| f64::from(x)).collect(),
+            Data::F16(data) => data.iter().map(|x| x.to_f64()).collect(),
+            Data::F64(data) => data.clone(),
+            Data::Bool(data) => data.iter().map(|&x| f64::from(u8::from(x))).collect(),
+        }
+    }
+
+    /// The same values in another dtype, rounded to nearest; non-zero becomes true.
+    #[must_use]
+    pub fn cast(&self, dtype: Dtype) -> Self {
+        if dtype == self.desc.dtype {
+            return self.clone();
+        }
+        let wide = self.to_f64();
+        let data = match dtype {
+            Dtype::F32 => Data::F32(wide.iter().map(|&x| x as f32).collect()),
+            Dtype::F16 => Data::F16(wide.iter().map(|&x| f16::from_f64(x)).collect()),
+            Dtype::F64 => Data::F64(wide),
+            Dtype::Bool => Data::Bool(wide.iter().map(|&x| x != 0.0).collect()),
+        };
+        Self { desc: TensorDesc::new(dtype, self.desc.shape.clone()), data }
+    }
+
+    /// The same elements under another shape.
+    ///
+    /// # Errors
+    /// When the two shapes have different numbers of elements.
+    pub fn reshape(self, shape: &[usize]) -> Result<Self> {
+        let Self { desc, data } = self;
+        Self::checked(desc.dtype, shape, desc.len(), data)
+    }
+
+    fn checked(dtype: Dtype, shape: &[usize], len: usize, data: Data) -> Result<Self> {
+        let desc = TensorDesc::new(dtype, shape);
+        if desc.len() != len {
+            return Err(Error::shape("tensor", format!("{desc} has {} elements, got {len}", desc.len())));
+        }
+        Ok(Self { desc, data })
+    }
+}
+
+/// A tensor's bytes with its description, as a native kernel reads it.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// Dtype and shape.
+    pub desc: &'a TensorDesc,
+    /// The elements; aligned for every dtype.
+    pub bytes: &'a [u8],
+}
+
+/// A tensor's bytes with its description, as a native kernel writes it.
+#[derive(Debug)]
+pub struct ViewMut<'a> {
+    /// Dtype and shape.
+    pub desc: &'a TensorDesc,
+    /// The elements; aligned for every dtype.
+    pub bytes: &'a mut [u8],
+}

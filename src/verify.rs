@@ -1,0 +1,137 @@
+//! Techniques against references: what `regard verify` and the kernel tests run.
+
+use std::fmt;
+
+use crate::case::Case;
+use crate::compare::{Comparison, NanMeans, compare};
+use crate::device::{Device, Inner};
+use crate::error::Result;
+use crate::op::{Rows, Technique};
+use crate::ops::REGISTRY;
+use crate::tensor::{Dtype, HostTensor};
+use crate::{cpu, gpu};
+
+/// Bytes after each output that a kernel must leave alone.
+const GUARD: u64 = 64;
+
+/// What became of one technique on one case.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// Within tolerance, guard bytes untouched.
+    Passed(Comparison),
+    /// Outside tolerance.
+    Wrong(Comparison),
+    /// It wrote past the end of an output.
+    Overrun,
+    /// The device refused.
+    Refused(String),
+    /// The device offers nothing for this case, for this reason.
+    Skipped(String),
+}
+
+impl Outcome {
+    /// Neither passed nor skipped.
+    pub fn failed(&self) -> bool {
+        !matches!(self, Self::Passed(_) | Self::Skipped(_))
+    }
+
+    /// The numbers, where there are any.
+    pub fn comparison(&self) -> Option<&Comparison> {
+        match self {
+            Self::Passed(comparison) | Self::Wrong(comparison) => Some(comparison),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Passed(comparison) => write!(f, "passed, {comparison}"),
+            Self::Wrong(comparison) => write!(f, "wrong, {comparison}"),
+            Self::Overrun => write!(f, "wrote past the end of an output"),
+            Self::Refused(error) => write!(f, "the device refused: {error}"),
+            Self::Skipped(reason) => write!(f, "skipped: {reason}"),
+        }
+    }
+}
+
+/// A case with its inputs drawn and its reference computed.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    /// The case.
+    pub case: Case,
+    inputs: Vec<HostTensor>,
+    expected: Vec<HostTensor>,
+}
+
+/// Cases of the registry whose op is named `op` and whose name contains `case`; everything where they are `None`.
+pub fn cases(op: Option<&str>, case: Option<&str>) -> Vec<Case> {
+    let entries = REGISTRY.iter().filter(|entry| op.is_none_or(|op| op == entry.name));
+    let cases = entries.flat_map(|entry| (entry.cases)());
+    cases.filter(|found| case.is_none_or(|case| found.name.contains(case))).collect()
+}
+
+impl Prepared {
+    /// Draws the inputs and computes the reference.
+    pub fn new(case: Case) -> Self {
+        let inputs = case.draw();
+        let expected = case.op.reference(&inputs.iter().collect::<Vec<_>>(), Rows::All);
+        Self { case, inputs, expected }
+    }
+
+    /// Every technique that the device offers, or one skip with its reason.
+    pub fn run(&self, device: &Device) -> Vec<(String, Outcome)> {
+        let techniques = self.case.op.techniques(&self.case.descs(), device.capabilities());
+        if techniques.is_empty() {
+            let f16 = self.inputs.iter().any(|input| input.desc().dtype == Dtype::F16);
+            let reason = if f16 && !device.capabilities().f16 {
+                "the device has no f16 in shaders"
+            } else {
+                "no technique is offered"
+            };
+            return vec![("none".into(), Outcome::Skipped(reason.into()))];
+        }
+        techniques.iter().map(|technique| (technique.name().to_owned(), self.check(device, technique))).collect()
+    }
+
+    /// Runs one technique and compares every output.
+    pub fn check(&self, device: &Device, technique: &Technique) -> Outcome {
+        let bytes = match self.bytes(device, technique) {
+            Ok(bytes) => bytes,
+            Err(error) => return Outcome::Refused(error.to_string()),
+        };
+        let descs = match self.case.op.outputs(&self.case.descs()) {
+            Ok(descs) => descs,
+            Err(error) => return Outcome::Refused(error.to_string()),
+        };
+        let mut worst: Option<Comparison> = None;
+        for ((bytes, desc), expected) in bytes.iter().zip(descs).zip(&self.expected) {
+            let (data, guard) = bytes.split_at(desc.bytes() as usize);
+            if guard.iter().any(|&byte| byte != 0xff) {
+                return Outcome::Overrun;
+            }
+            // A result is rounded to its storage, which may overflow to infinity; the reference is rounded alike.
+            let expected = match desc.dtype {
+                Dtype::F16 => &expected.cast(Dtype::F16),
+                _ => expected,
+            };
+            let got = HostTensor::from_bytes(desc, data).expect("as many bytes as the description says");
+            let comparison = compare(&got, expected, self.case.tolerance, NanMeans::Nan);
+            if worst.as_ref().is_none_or(|worst| comparison.failed > worst.failed) {
+                worst = Some(comparison);
+            }
+        }
+        let comparison = worst.expect("every op has an output");
+        if comparison.passed() { Outcome::Passed(comparison) } else { Outcome::Wrong(comparison) }
+    }
+
+    fn bytes(&self, device: &Device, technique: &Technique) -> Result<Vec<Vec<u8>>> {
+        let outputs = self.case.op.outputs(&self.case.descs())?;
+        match (technique, &device.inner) {
+            (Technique::Gpu(launch), Inner::Gpu(gpu)) => gpu::run_trial(gpu, launch, &self.inputs, &outputs, GUARD),
+            (Technique::Cpu(kernel), Inner::Cpu(_)) => Ok(cpu::run_trial(kernel, &self.inputs, &outputs, GUARD)),
+            _ => Err(crate::Error::Device("the technique is for another kind of device".into())),
+        }
+    }
+}
