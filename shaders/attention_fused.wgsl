@@ -24,7 +24,7 @@ const QUERIES: u32 = EDGE * ROWS;
 const GROUPS: u32 = EDGE; // key tile and chunk, in vec4
 const KEYS: u32 = 4u * GROUPS;
 const CHUNK: u32 = 4u * GROUPS;
-const VALUE_CHUNKS: u32 = (VALUE_DIM + CHUNK - 1u) / CHUNK;
+const VALUE_CHUNKS: u32 = max(1u, (VALUE_DIM + CHUNK - 1u) / CHUNK); // an array has elements, even where there is no value
 const LANES: u32 = EDGE * EDGE;
 const_assert KEYS == CHUNK; // keys and values share wg_tile
 
@@ -146,7 +146,7 @@ fn masked(tile: Tile, row: u32, key: u32, product: f32) -> f32 {
         return params.excluded;
     }
     let i = min(tile.first_row + row, params.seq_q - 1u);
-    let score = product * params.scale + bias(tile.batch, tile.head, i, key);
+    let score = biased(product * params.scale, tile.batch, tile.head, i, key);
     return select(params.fill, score, allowed(tile.batch, tile.head, i, key));
 }
 

@@ -44,6 +44,6 @@ fn main(
     let i = at / params.seq_kv % params.seq_q;
     let head = at / (params.seq_kv * params.seq_q) % params.heads;
     let batch = at / (params.seq_kv * params.seq_q * params.heads);
-    let score = f32(x[at]) + bias(batch, head, i, j);
+    let score = biased(f32(x[at]), batch, head, i, j);
     y[at] = Elem(select(params.fill, score, allowed(batch, head, i, j)));
 }

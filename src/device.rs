@@ -131,7 +131,7 @@ impl Device {
     pub fn upload(&self, tensor: &HostTensor) -> Result<DeviceTensor> {
         let storage = match &self.inner {
             Inner::Gpu(gpu) => Storage::Gpu(gpu.upload(tensor)?),
-            Inner::Cpu(_) => Storage::Cpu(CpuBuffer::from_bytes(tensor.bytes())),
+            Inner::Cpu(cpu) => Storage::Cpu(cpu.upload(tensor.bytes())),
         };
         Ok(DeviceTensor { desc: tensor.desc().clone(), storage })
     }
@@ -153,7 +153,7 @@ impl Device {
     pub fn buffers_created(&self) -> u64 {
         match &self.inner {
             Inner::Gpu(gpu) => gpu.buffers_created(),
-            Inner::Cpu(_) => CpuBuffer::created(),
+            Inner::Cpu(cpu) => cpu.buffers_created(),
         }
     }
 }

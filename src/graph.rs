@@ -70,7 +70,7 @@ impl Graph {
     /// A tensor that the caller gives before each run, by this name.
     ///
     /// # Errors
-    /// When the name is taken, or the dtype is f64.
+    /// When the name is taken, the dtype is f64, or no memory could hold it.
     pub fn input(&mut self, name: &str, desc: TensorDesc) -> Result<Tensor> {
         self.named(name, desc, Origin::Input(name.to_owned()))
     }
@@ -122,8 +122,10 @@ impl Graph {
             self.check(input)?;
         }
         let descs: Vec<_> = inputs.iter().map(|input| self.tensors[input.index].desc.clone()).collect();
+        let outputs = op.outputs(&descs)?;
+        outputs.iter().try_for_each(storable)?;
         let outputs: Vec<Tensor> =
-            op.outputs(&descs)?.into_iter().map(|desc| self.push(desc, Origin::Node, String::new())).collect();
+            outputs.into_iter().map(|desc| self.push(desc, Origin::Node, String::new())).collect();
         self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone() });
         Ok(outputs)
     }
@@ -201,6 +203,9 @@ impl Graph {
 fn storable(desc: &TensorDesc) -> Result<()> {
     if desc.dtype == crate::tensor::Dtype::F64 {
         return Err(Error::Graph(format!("{desc} cannot be stored on a device; cast it to f32 or f16")));
+    }
+    if desc.bytes() > isize::MAX as u64 {
+        return Err(Error::Graph(format!("{desc} is larger than any memory")));
     }
     Ok(())
 }

@@ -62,9 +62,9 @@ impl TensorDesc {
         Self { dtype, shape: shape.into() }
     }
 
-    /// Number of elements; 1 for rank 0.
+    /// Number of elements; 1 for rank 0. Saturates, as [`TensorDesc::bytes`] does.
     pub fn len(&self) -> usize {
-        self.shape.iter().product()
+        self.shape.iter().fold(1, |len: usize, &size| len.saturating_mul(size))
     }
 
     /// Whether a size is zero.

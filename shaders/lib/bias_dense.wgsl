@@ -1,9 +1,10 @@
-// An additive mask, broadcast by strides of zero. Alternative: bias_none.
+// An additive mask, broadcast by strides of zero. −inf masks out, whatever the score: it may be NaN. Alternative: bias_none.
 alias BiasElem = f32; // host
 
 @group(0) @binding(11) var<storage, read> additive: array<BiasElem>;
 
-fn bias(batch: u32, head: u32, i: u32, j: u32) -> f32 {
+fn biased(score: f32, batch: u32, head: u32, i: u32, j: u32) -> f32 {
     let at = batch * params.bias_batch + head * params.bias_head + i * params.bias_query + j * params.bias_key;
-    return f32(additive[at]);
+    let added = f32(additive[at]);
+    return select(score + added, added, is_excluded(added));
 }

@@ -1,1 +1,24 @@
 //! Suites, measurement and reports.
+//!
+//! A [`Task`] is a problem made ready: what runs, its inputs, and what the result must be. [`Bench`] checks it against the
+//! f64 definition and then times it; what it found is a [`Line`].
+
+mod kernels;
+mod measure;
+mod problem;
+mod report;
+mod statistics;
+mod suite;
+mod task;
+
+pub use measure::{Bench, Settings};
+pub use problem::Problem;
+pub use report::{Check, Line, SCHEMA, Timing, Work};
+pub use statistics::Statistics;
+pub use suite::Suite;
+pub use task::{Definition, Refusal, Task};
+
+/// Relative rounding of f32, for tolerances.
+const EPSILON_F32: f64 = 1.0 / (1 << 24) as f64;
+/// Relative rounding of f16.
+const EPSILON_F16: f64 = 1.0 / (1 << 11) as f64;

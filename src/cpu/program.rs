@@ -1,6 +1,5 @@
 //! A schedule with its memory, run step by step.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
@@ -20,11 +19,8 @@ pub(crate) struct Line([u8; 64]);
 #[derive(Debug, Clone)]
 pub struct CpuBuffer(Arc<RwLock<Vec<Line>>>);
 
-static CREATED: AtomicU64 = AtomicU64::new(0);
-
 impl CpuBuffer {
     pub(crate) fn zeroed(bytes: u64) -> Self {
-        CREATED.fetch_add(1, Ordering::Relaxed);
         let lines = usize::try_from(bytes.div_ceil(64)).expect("a buffer of the host fits its address space");
         Self(Arc::new(RwLock::new(bytemuck::zeroed_vec(lines))))
     }
@@ -33,10 +29,6 @@ impl CpuBuffer {
         let buffer = Self::zeroed(bytes.len() as u64);
         buffer.write()[..bytes.len()].copy_from_slice(bytes);
         buffer
-    }
-
-    pub(crate) fn created() -> u64 {
-        CREATED.load(Ordering::Relaxed)
     }
 
     pub(crate) fn same(&self, other: &Self) -> bool {
@@ -99,8 +91,8 @@ pub(crate) struct CpuProgram {
 impl CpuProgram {
     pub fn new(cpu: &Cpu, schedule: &Schedule) -> Result<Self> {
         let buffers = schedule.slots.iter().map(|slot| match &slot.role {
-            Role::Weight(value) => cpu.weights.get(value, |value| Ok(CpuBuffer::from_bytes(value.bytes()))),
-            Role::Input | Role::Output | Role::Scratch => Ok(CpuBuffer::zeroed(slot.bytes)),
+            Role::Weight(value) => cpu.weights.get(value, |value| Ok(cpu.upload(value.bytes()))),
+            Role::Input | Role::Output | Role::Scratch => Ok(cpu.create_buffer(slot.bytes)),
         });
         let steps = schedule.steps.iter().map(|step| match &step.technique {
             Technique::Cpu(kernel) => (kernel.clone(), step.clone()),

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::adapter::{Adapter, capabilities, select};
 use super::readback::Readback;
@@ -35,6 +36,9 @@ pub struct GpuBuffer(pub(super) wgpu::Buffer);
 pub(super) fn padded(bytes: u64) -> u64 {
     bytes.next_multiple_of(4).max(4)
 }
+
+/// How long after the work a callback may still be on its way on another thread.
+const CALLBACK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// What every tensor's buffer can be used for.
 pub(super) const TENSOR_USAGE: wgpu::BufferUsages =
@@ -182,13 +186,29 @@ impl Gpu {
             encoder.copy_buffer_to_buffer(&buffer.0, 0, &target.0, 0, padded(bytes));
             self.queue.submit([encoder.finish()]);
         })?;
-        Ok(Readback::start(self.clone(), target, vec![0..bytes]).wait()?.remove(0))
+        Ok(Readback::start(self.clone(), target, std::iter::once(0..bytes).collect()).wait()?.remove(0))
     }
 
     /// Runs all submitted work to its end and calls what waits for it.
     pub(super) fn wait(&self) -> Result<()> {
         self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|error| Error::Device(error.to_string()))?;
         self.check_alive()
+    }
+
+    /// Waits for what a callback does. One `wait` is not enough: a poll on another thread may hold the callback and not
+    /// have called it yet.
+    pub(super) fn wait_until(&self, done: impl Fn() -> bool) -> Result<()> {
+        let start = Instant::now();
+        loop {
+            self.wait()?;
+            if done() {
+                return Ok(());
+            }
+            if start.elapsed() > CALLBACK_PATIENCE {
+                return Err(Error::DeviceLost("the device stopped before a buffer was mapped".into()));
+            }
+            std::thread::yield_now();
+        }
     }
 
     pub(super) fn check_alive(&self) -> Result<()> {

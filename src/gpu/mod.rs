@@ -8,7 +8,7 @@ mod readback;
 mod timer;
 mod trial;
 
-pub use adapter::{Adapter, adapters};
+pub use adapter::{Adapter, Kind, adapters};
 pub use gpu_device::{Gpu, GpuBuffer};
 pub(crate) use program::GpuProgram;
 pub(crate) use trial::run_trial;

@@ -1,9 +1,8 @@
 //! A schedule with its buffers, pipelines and bind groups.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
-use super::gpu_device::{Gpu, GpuBuffer, TENSOR_USAGE, padded};
+use super::gpu_device::{Gpu, GpuBuffer, TENSOR_USAGE, lock, padded};
 use super::readback::Readback;
 use super::timer::Timer;
 use crate::error::{Error, Result};
@@ -49,7 +48,16 @@ struct Upload {
     offsets: Vec<Option<u64>>,
     /// Slots written since the last submission, with their padded bytes.
     pending: Vec<(usize, u64)>,
-    mapped: Arc<AtomicBool>,
+    mapping: Arc<Mutex<Mapping>>,
+}
+
+/// Whether the host can write into the upload buffer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mapping {
+    Mapped,
+    /// Asked for; the device's callback will say.
+    Asked,
+    Unmapped,
 }
 
 impl GpuProgram {
@@ -238,18 +246,16 @@ impl Upload {
         let offsets = offsets.collect();
         let usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
         let buffer = gpu.create_buffer("regard upload staging", bytes, usage)?;
-        Ok(Self { buffer, offsets, pending: Vec::new(), mapped: Arc::new(AtomicBool::new(true)) })
+        Ok(Self { buffer, offsets, pending: Vec::new(), mapping: Arc::new(Mutex::new(Mapping::Mapped)) })
     }
 
     fn write(&mut self, gpu: &Gpu, slot: usize, bytes: &[u8]) -> Result<()> {
-        if !self.mapped.load(Ordering::Acquire) {
-            gpu.wait()?;
+        if *lock(&self.mapping) == Mapping::Asked {
+            gpu.wait_until(|| *lock(&self.mapping) != Mapping::Asked)?;
         }
-        if !self.mapped.load(Ordering::Acquire) {
-            return Err(gpu
-                .check_alive()
-                .err()
-                .unwrap_or(Error::DeviceLost("the upload buffer could not be mapped".into())));
+        if *lock(&self.mapping) == Mapping::Unmapped {
+            gpu.check_alive()?;
+            return Err(Error::DeviceLost("the upload buffer could not be mapped".into()));
         }
         let offset = self.offsets[slot].expect("only inputs are written, and every input has an offset");
         let size = padded(bytes.len() as u64);
@@ -266,7 +272,7 @@ impl Upload {
         if self.pending.is_empty() {
             return;
         }
-        self.mapped.store(false, Ordering::Release);
+        *lock(&self.mapping) = Mapping::Unmapped;
         self.buffer.0.unmap();
         for (slot, size) in self.pending.drain(..) {
             let offset = self.offsets[slot].expect("only inputs are written");
@@ -276,13 +282,18 @@ impl Upload {
 
     /// Asks for the buffer to be mapped once the copies are done.
     fn map(&self) {
-        if self.mapped.load(Ordering::Acquire) {
-            return;
+        {
+            let mut mapping = lock(&self.mapping);
+            if *mapping != Mapping::Unmapped {
+                return;
+            }
+            *mapping = Mapping::Asked;
         }
-        let mapped = self.mapped.clone();
-        self.buffer
-            .0
-            .map_async(wgpu::MapMode::Write, .., move |result| mapped.store(result.is_ok(), Ordering::Release));
+        // The lock is free again: a mapping that fails may call back at once.
+        let mapping = self.mapping.clone();
+        self.buffer.0.map_async(wgpu::MapMode::Write, .., move |result| {
+            *lock(&mapping) = if result.is_ok() { Mapping::Mapped } else { Mapping::Unmapped };
+        });
     }
 }
 

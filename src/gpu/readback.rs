@@ -41,8 +41,8 @@ impl Readback {
 
     /// Blocks until the bytes are there.
     pub fn wait(self) -> Result<Vec<Vec<u8>>> {
-        self.gpu.wait()?;
-        self.take().unwrap_or_else(|| Err(Error::DeviceLost("the device stopped before the result was mapped".into())))
+        self.gpu.wait_until(|| lock(&self.state).result.is_some())?;
+        self.take().expect("the wait ended because there is a result")
     }
 
     /// The bytes, once the buffer is mapped.

@@ -86,7 +86,9 @@ impl GpuProgram {
         let bytes = 8 * u64::from(count);
         encoder.copy_buffer_to_buffer(&timer.resolved.0, 0, &timer.readback.0, 0, bytes);
         self.finish(encoder)?;
-        let ticks = Readback::start(self.gpu.clone(), timer.readback.clone(), vec![0..bytes]).wait()?.remove(0);
+        let ticks = Readback::start(self.gpu.clone(), timer.readback.clone(), std::iter::once(0..bytes).collect())
+            .wait()?
+            .remove(0);
         self.timer = Some(timer);
         let period = f64::from(self.gpu.queue.get_timestamp_period()) * 1e-9;
         let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&ticks);

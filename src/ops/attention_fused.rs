@@ -3,16 +3,20 @@
 //! Techniques: `attention_fused` (tiles of 8 to 32 query rows × 32 keys in 13 KiB of workgroup memory),
 //! `attention_native` (query rows in vector lanes, see `src/cpu/attention.rs`).
 
+use std::sync::Arc;
+
 use crate::capabilities::{Backend, Capabilities};
 use crate::case::{Case, CaseInput, Values};
 use crate::compare::Tolerance;
+use crate::cpu::kernels::args::{self as native, Elements, ElementsMut};
+use crate::cpu::kernels::attention::attention;
 use crate::error::{Error, Result};
 use crate::mask::{Causal, Masking};
-use crate::op::{Bindings, Cost, Launch, Op, Rows, Technique, fold, index};
+use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, fold, index};
 use crate::ops::mask_scores::{MaskCase, MaskInputs, ReferenceMask, fill_value, mask_cases, to_rank_4, visited};
-use crate::ops::{EPSILON_F16, EPSILON_F32, EXCLUDED};
+use crate::ops::{EPSILON_F16, EPSILON_F32};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
-use crate::tensor::{Dtype, HostTensor, TensorDesc};
+use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
 const FUSED: Source = wgsl!("attention_fused");
 
@@ -179,8 +183,28 @@ impl AttentionFused {
         MaskInputs::new("attention", scores, mask, bias)
     }
 
-    fn native(&self, _inputs: &[TensorDesc]) -> Vec<Technique> {
-        Vec::new()
+    fn native(&self, inputs: &[TensorDesc]) -> Vec<Technique> {
+        let Ok(sizes) = Sizes::new(&inputs[0], &inputs[1], &inputs[2]) else { return Vec::new() };
+        let Ok(masks) = self.masks(&sizes, inputs) else { return Vec::new() };
+        let Sizes { batch, heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v } = sizes;
+        let shape = native::AttentionShape { batch, heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v };
+        let (scale, fill, band) = (self.scale, self.masking.fill, self.masking.band(seq_q, seq_kv));
+        let run = move |inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]| {
+            let operand = |tensor: usize, rows: usize, width: usize| native::Operand {
+                data: Elements::of(&inputs[tensor]),
+                strides: contiguous(if tensor == 0 { heads } else { kv_heads }, rows, width),
+            };
+            let args = native::AttentionArgs {
+                shape,
+                scale,
+                q: operand(0, seq_q, head_dim),
+                k: operand(1, seq_kv, head_dim),
+                v: operand(2, seq_kv, head_dim_v),
+                masking: masks.native(band, fill, &inputs[3..]),
+            };
+            attention(&args, ElementsMut::of(&mut outputs[0]), contiguous(heads, seq_q, head_dim_v));
+        };
+        vec![Technique::Cpu(CpuKernel { name: "attention_native", run: Arc::new(run) })]
     }
 
     fn fused(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
@@ -194,8 +218,7 @@ impl AttentionFused {
             _ => 4,
         };
         let mut bindings = Bindings::in_order(3, 1);
-        let (mut libraries, mut constants) = masks.link(full, &mut bindings);
-        libraries.push(EXCLUDED);
+        let (libraries, mut constants) = masks.link(full, &mut bindings);
         constants.extend([
             ("HEAD_DIM", Constant::U32(index(sizes.head_dim))),
             ("VALUE_DIM", Constant::U32(index(sizes.head_dim_v))),
@@ -242,6 +265,11 @@ impl AttentionFused {
     }
 }
 
+/// Elements from one batch, head and row to the next of a dense tensor.
+fn contiguous(heads: usize, rows: usize, width: usize) -> [usize; 3] {
+    [heads * rows * width, rows * width, width]
+}
+
 /// Sizes around the tiles, head dimensions from 1 to 256, grouped heads, every mask kind, large scores, poison, zero sizes.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -268,7 +296,7 @@ pub(super) fn cases() -> Vec<Case> {
     let f32_case = |sizes, mask: MaskCase, deviation| case(Dtype::F32, sizes, mask, deviation);
     cases.push(f32_case([1, 1, 1, 33, 33, 64, 64], mask_cases([1; 4]).remove(1), 100.0));
     cases.push(f32_case([66_000, 1, 1, 1, 2, 1, 1], mask_cases([1; 4]).remove(0), 1.0));
-    cases.push(poisoned());
+    cases.extend(poisoned());
     cases
 }
 
@@ -292,23 +320,29 @@ fn case(dtype: Dtype, sizes: [usize; 7], mask: MaskCase, deviation: f32) -> Case
     Case::new(name, op, inputs, Tolerance::of_scale((2.0 * score + 32.0) * EPSILON_F32 + storage))
 }
 
-/// NaN and infinity in a key and a value that only some rows may look at.
-fn poisoned() -> Case {
-    let sizes = [1, 1, 1, 40, 40, 8, 8];
+/// NaN and infinity in keys and values that only some rows may look at, by causality or by an additive mask.
+fn poisoned() -> [Case; 2] {
+    let bias = CaseInput::normal(Dtype::F32, &[40, 40], 1.0);
+    let above_the_diagonal = |at: usize| if at % 40 > at / 40 { f32::NEG_INFINITY } else { 0.25 };
+    let data = (0..1600).map(above_the_diagonal).collect();
+    let values = Values::Given(HostTensor::f32(&[40, 40], data).expect("40 x 40"));
     let causal = Masking { causal: Some(Causal::TopLeft), ..Masking::default() };
-    let mut poisoned = case(
-        Dtype::F32,
-        sizes,
-        MaskCase { name: "causal, NaN in key and value", masking: causal, mask: None, bias: None },
-        1.0,
-    );
-    for (input, row, value) in [(1, 38, f32::NAN), (2, 35, f32::NAN), (2, 37, f32::INFINITY)] {
-        let mut data = poisoned.inputs[input].draw(input as u64).as_f32().expect("f32 was asked for").to_vec();
-        data[row * 8 + 3] = value;
-        let tensor = HostTensor::f32(&[1, 1, 40, 8], data).expect("the shape is the input's");
-        poisoned.inputs[input].values = Values::Given(tensor);
-    }
-    poisoned
+    let name = "NaN and infinity in key and value";
+    [
+        MaskCase { name, masking: causal, mask: None, bias: None },
+        MaskCase { name, masking: Masking::default(), mask: None, bias: Some(CaseInput { values, ..bias }) },
+    ]
+    .map(|mask| {
+        let mut case = case(Dtype::F32, [1, 1, 1, 40, 40, 8, 8], mask, 1.0);
+        case.name += if case.inputs.len() > 3 { ", additive" } else { ", causal" };
+        for (input, row, value) in [(1, 38, f32::NAN), (2, 35, f32::NAN), (2, 37, f32::INFINITY)] {
+            let mut data = case.inputs[input].draw(input as u64).as_f32().expect("f32 was asked for").to_vec();
+            data[row * 8 + 3] = value;
+            let tensor = HostTensor::f32(&[1, 1, 40, 8], data).expect("the shape is the input's");
+            case.inputs[input].values = Values::Given(tensor);
+        }
+        case
+    })
 }
 
 #[cfg(test)]

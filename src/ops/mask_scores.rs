@@ -2,18 +2,23 @@
 //!
 //! Techniques: `mask_scores_each` (one lane per element), `mask_scores_native`.
 
+use std::sync::Arc;
+
 use crate::capabilities::{Backend, Capabilities};
 use crate::case::{Case, CaseInput, Values};
 use crate::compare::Tolerance;
+use crate::cpu::kernels::args::{self as native, Elements, ElementsMut};
+use crate::cpu::kernels::mask as kernel;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::mask::{Band, Causal, Fill, Masking, Window};
-use crate::op::{Bindings, Cost, Launch, Op, Rows, Technique, fold, index};
+use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, fold, index};
 use crate::ops::{
-    ALLOW_ALL, ALLOW_BAND, ALLOW_DENSE, BIAS_BINDING, BIAS_DENSE, BIAS_NONE, EPSILON_F16, EPSILON_F32, MASK_BINDING,
+    ALLOW_ALL, ALLOW_BAND, ALLOW_DENSE, BIAS_BINDING, BIAS_DENSE, BIAS_NONE, EPSILON_F16, EPSILON_F32, EXCLUDED,
+    MASK_BINDING,
 };
 use crate::shader::{Constant, Shader, Source, params, wgsl};
-use crate::tensor::{Dtype, HostTensor, TensorDesc};
+use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
 const EACH: Source = wgsl!("mask_scores_each");
 
@@ -117,8 +122,19 @@ impl MaskScores {
         self.has_bias.then(|| &inputs[inputs.len() - 1])
     }
 
-    fn native(&self, _inputs: &[TensorDesc]) -> Vec<Technique> {
-        Vec::new()
+    fn native(&self, inputs: &[TensorDesc]) -> Vec<Technique> {
+        let sizes = to_rank_4(&inputs[0].shape);
+        let Ok(masks) = MaskInputs::new("mask_scores", sizes, self.mask(inputs), self.bias(inputs)) else {
+            return Vec::new();
+        };
+        let band = self.masking.band(sizes[2], sizes[3]);
+        let fill = self.masking.fill;
+        let run = move |inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]| {
+            let masking = masks.native(band, fill, &inputs[1..]);
+            let args = kernel::MaskScoresArgs { scores: Elements::of(&inputs[0]), sizes, masking };
+            kernel::mask_scores(&args, ElementsMut::of(&mut outputs[0]));
+        };
+        vec![Technique::Cpu(CpuKernel { name: "mask_scores_native", run: Arc::new(run) })]
     }
 
     fn each(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
@@ -207,6 +223,13 @@ impl MaskInputs {
         })
     }
 
+    /// The same for native kernels; `tensors` are those that follow the op's other inputs.
+    pub fn native<'a>(&self, band: Band, fill: Fill, tensors: &[View<'a>]) -> native::Masking<'a> {
+        let bool_mask = self.mask.then(|| (tensors[0].bytes, self.mask_strides));
+        let bias = self.bias.map(|_| (Elements::of(&tensors[tensors.len() - 1]), self.bias_strides));
+        native::Masking { band, bool_mask, bias, fill }
+    }
+
     /// Library files and constants for these masks; their bindings are added to the inputs.
     pub fn link(&self, full_band: bool, bindings: &mut Bindings) -> (Vec<Source>, Vec<(&'static str, Constant)>) {
         let allow = match (self.mask, full_band) {
@@ -215,9 +238,9 @@ impl MaskInputs {
             (false, true) => ALLOW_ALL,
         };
         bindings.inputs.extend(self.mask.then_some(MASK_BINDING));
-        let Some(dtype) = self.bias else { return (vec![allow, BIAS_NONE], Vec::new()) };
+        let Some(dtype) = self.bias else { return (vec![EXCLUDED, allow, BIAS_NONE], Vec::new()) };
         bindings.inputs.push(BIAS_BINDING);
-        (vec![allow, BIAS_DENSE], vec![("BiasElem", Constant::Scalar(dtype))])
+        (vec![EXCLUDED, allow, BIAS_DENSE], vec![("BiasElem", Constant::Scalar(dtype))])
     }
 }
 
@@ -277,7 +300,11 @@ impl ReferenceMask {
                 Fill::Assign(value) => f64::from(value),
             };
         }
-        score + self.bias.as_ref().map_or(0.0, element)
+        match self.bias.as_ref().map_or(0.0, element) {
+            // Masked out, whatever the score: it may be NaN.
+            f64::NEG_INFINITY => f64::NEG_INFINITY,
+            bias => score + bias,
+        }
     }
 
     fn sees(&self, query: i64, key: i64) -> bool {

@@ -3,15 +3,20 @@
 //! Techniques: `matmul_tiled` (workgroup memory and 4 × 4 register blocks), `matmul_vector` (one row, bound by reading b),
 //! `matmul_native` (the `gemm` crate).
 
+use std::sync::Arc;
+
 use crate::capabilities::{Backend, Capabilities};
 use crate::case::{Case, CaseInput};
 use crate::compare::Tolerance;
+use crate::cpu::kernels::args::{Elements, ElementsMut};
+use crate::cpu::kernels::matmul as kernel;
+pub use crate::cpu::kernels::matmul::Zeros;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
-use crate::op::{Bindings, Cost, Launch, Op, Rows, Technique, fold, index};
+use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, fold, index};
 use crate::ops::{EPSILON_F16, EPSILON_F32};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
-use crate::tensor::{Dtype, HostTensor, TensorDesc};
+use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
 const TILED: Source = wgsl!("matmul_tiled");
 const VECTOR: Source = wgsl!("matmul_vector");
@@ -22,16 +27,6 @@ const COLUMN_BIAS_BINDING: u32 = 10;
 
 /// Batch axes that the kernels walk after size-1 axes are dropped.
 const BATCH_AXES: usize = 3;
-
-/// What a zero in the left factor does to a NaN or infinity in the right one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Zeros {
-    /// As in IEEE arithmetic: their product is NaN.
-    #[default]
-    Multiply,
-    /// Their product is zero: a masked key's weight takes nothing from its value.
-    Annihilate,
-}
 
 /// `alpha · a · b + bias`, for `a` `[.., m, k]`, `b` `[.., k, n]`, `bias` `[n]`, into `[.., m, n]`.
 ///
@@ -98,7 +93,8 @@ impl Op for MatMul {
 
     fn reference(&self, inputs: &[&HostTensor], rows: Rows) -> Vec<HostTensor> {
         let (a_shape, b_shape) = (inputs[0].shape(), inputs[1].shape());
-        let descs: Vec<_> = inputs.iter().map(|input| input.desc().clone()).collect();
+        // Intermediates come as f64, which `outputs` refuses; only the shape is asked for.
+        let descs: Vec<_> = inputs.iter().map(|input| TensorDesc::new(Dtype::F32, input.shape())).collect();
         let shape = self.outputs(&descs).expect("the graph accepted these shapes").remove(0).shape;
         let (a, b) = (inputs[0].to_f64(), inputs[1].to_f64());
         let bias = inputs.get(2).map(|bias| bias.to_f64());
@@ -132,7 +128,7 @@ impl Op for MatMul {
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {
         let Ok(problem) = self.problem(inputs) else { return Vec::new() };
         match capabilities.backend {
-            Backend::Cpu => self.native(&problem, inputs.len() > 2),
+            Backend::Cpu => self.native(&problem),
             Backend::Gpu => [self.vector(&problem, inputs, capabilities), self.tiled(&problem, inputs, capabilities)]
                 .into_iter()
                 .flatten()
@@ -182,8 +178,18 @@ impl MatMul {
         Ok(problem)
     }
 
-    fn native(&self, _problem: &Problem, _bias: bool) -> Vec<Technique> {
-        Vec::new()
+    fn native(&self, problem: &Problem) -> Vec<Technique> {
+        let (m, n, k) = (problem.m, problem.n, problem.k);
+        let batches = problem.batches();
+        let layout = if self.transpose_b { kernel::RightLayout::Transposed } else { kernel::RightLayout::RowMajor };
+        let (alpha, zeros) = (self.alpha, self.zeros);
+        let run = move |inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]| {
+            let bias = inputs.get(2).map(Elements::of);
+            let (a, b) = (Elements::of(&inputs[0]), Elements::of(&inputs[1]));
+            let args = kernel::MatmulArgs { m, n, k, alpha, a, b, layout, bias, batches: &batches, zeros };
+            kernel::matmul(&args, ElementsMut::of(&mut outputs[0]));
+        };
+        vec![Technique::Cpu(CpuKernel { name: "matmul_native", run: Arc::new(run) })]
     }
 
     fn tiled(&self, problem: &Problem, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
@@ -240,6 +246,21 @@ impl Problem {
             self.m *= self.batch_count();
             self.axes.clear();
         }
+    }
+
+    /// Where each product of the batch starts, in elements.
+    fn batches(&self) -> Vec<kernel::BatchOffsets> {
+        (0..self.batch_count())
+            .map(|product| {
+                let (mut a, mut b, mut rest) = (0, 0, product);
+                for [size, a_stride, b_stride] in self.axes.iter().rev() {
+                    a += rest % size * a_stride;
+                    b += rest % size * b_stride;
+                    rest /= size;
+                }
+                kernel::BatchOffsets { a, b, c: product * self.m * self.n }
+            })
+            .collect()
     }
 
     fn contiguous_a(&self) -> bool {

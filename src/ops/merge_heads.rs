@@ -2,14 +2,17 @@
 //!
 //! Techniques: `merge_heads_each` (one lane per element), `merge_heads_native`.
 
+use std::sync::Arc;
+
 use crate::capabilities::{Backend, Capabilities};
 use crate::case::{Case, CaseInput};
 use crate::compare::Tolerance;
+use crate::cpu::kernels::heads::{HeadsShape, merge_heads};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
-use crate::op::{Bindings, Cost, Launch, Op, Rows, Technique, fold, index};
+use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, fold, index};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
-use crate::tensor::{Dtype, HostTensor, TensorDesc};
+use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
 const EACH: Source = wgsl!("merge_heads_each");
 
@@ -66,15 +69,20 @@ impl Op for MergeHeads {
 
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {
         match capabilities.backend {
-            Backend::Cpu => self.native(inputs),
+            Backend::Cpu => self.native(&inputs[0]),
             Backend::Gpu => self.each(&inputs[0], capabilities).map(Technique::Gpu).into_iter().collect(),
         }
     }
 }
 
 impl MergeHeads {
-    fn native(&self, _inputs: &[TensorDesc]) -> Vec<Technique> {
-        Vec::new()
+    fn native(&self, x: &TensorDesc) -> Vec<Technique> {
+        let [batch, seq, heads, head_dim] = [x.shape[0], x.shape[2], x.shape[1], x.shape[3]];
+        let shape = HeadsShape { batch, seq, heads, row_bytes: head_dim * x.dtype.size() };
+        let run = move |inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]| {
+            merge_heads(shape, inputs[0].bytes, outputs[0].bytes);
+        };
+        vec![Technique::Cpu(CpuKernel { name: "merge_heads_native", run: Arc::new(run) })]
     }
 
     fn each(&self, x: &TensorDesc, capabilities: &Capabilities) -> Option<Launch> {

@@ -2,15 +2,19 @@
 //!
 //! Techniques: `softmax_row` (one workgroup per row, two walks), `softmax_native`.
 
+use std::sync::Arc;
+
 use crate::capabilities::{Backend, Capabilities};
 use crate::case::{Case, CaseInput, Values};
 use crate::compare::Tolerance;
+use crate::cpu::kernels::args::{Elements, ElementsMut};
+use crate::cpu::kernels::softmax::softmax;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
-use crate::op::{Bindings, Cost, Launch, Op, Rows, Technique, fold, index};
+use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, fold, index};
 use crate::ops::{EPSILON_F16, EPSILON_F32, EXCLUDED, REDUCE_WORKGROUP};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
-use crate::tensor::{Dtype, HostTensor, TensorDesc};
+use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
 const ROW: Source = wgsl!("softmax_row");
 
@@ -76,15 +80,19 @@ impl Op for Softmax {
 
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {
         match capabilities.backend {
-            Backend::Cpu => self.native(inputs),
+            Backend::Cpu => self.native(&inputs[0]),
             Backend::Gpu => self.row(&inputs[0], capabilities).map(Technique::Gpu).into_iter().collect(),
         }
     }
 }
 
 impl Softmax {
-    fn native(&self, _inputs: &[TensorDesc]) -> Vec<Technique> {
-        Vec::new()
+    fn native(&self, x: &TensorDesc) -> Vec<Technique> {
+        let (length, scale) = (x.row_length(), self.scale);
+        let run = move |inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]| {
+            softmax(Elements::of(&inputs[0]), length, scale, ElementsMut::of(&mut outputs[0]));
+        };
+        vec![Technique::Cpu(CpuKernel { name: "softmax_native", run: Arc::new(run) })]
     }
 
     fn row(&self, x: &TensorDesc, capabilities: &Capabilities) -> Option<Launch> {

@@ -1,0 +1,123 @@
+//! The suite `kernels`: each op alone, each technique on a line of its own.
+
+use std::sync::Arc;
+
+use super::EPSILON_F32;
+use super::problem::Problem;
+use super::suite::Suite;
+use super::task::{Definition, Refusal, Task};
+use crate::capabilities::Capabilities;
+use crate::case::{Case, CaseInput};
+use crate::compare::Tolerance;
+use crate::error::Result;
+use crate::graph::Graph;
+use crate::mask::{Causal, Masking};
+use crate::op::Technique;
+use crate::ops::{MaskScores, MatMul, MergeHeads, Softmax, SplitHeads};
+use crate::plan::PlanOptions;
+use crate::tensor::{Dtype, TensorDesc};
+
+/// A line for each problem and technique that these capabilities offer; one line without a technique where there is none.
+pub(super) fn tasks(capabilities: &Capabilities) -> Result<Vec<Task>> {
+    let suite = Suite::Kernels.name();
+    let mut tasks = cases().into_iter().map(op_task).collect::<Result<Vec<_>>>()?;
+    let problem = Problem::new(1, 8, 1024, 64);
+    for problem in [problem, problem.causal(), Problem { dtype: Dtype::F16, ..problem }] {
+        let attention = Task::attention(suite, &problem)?;
+        tasks.push(Task { problem: format!("attention {problem}"), ..attention });
+    }
+    Ok(tasks.into_iter().flat_map(|task| each_technique(task, capabilities)).collect())
+}
+
+fn each_technique(task: Task, capabilities: &Capabilities) -> Vec<Task> {
+    let Definition::Op { op, .. } = &task.definition else { return vec![task] };
+    let descs: Vec<TensorDesc> = task.inputs.iter().map(|(_, input)| input.desc.clone()).collect();
+    let techniques = op.techniques(&descs, capabilities);
+    if techniques.is_empty() {
+        return vec![task];
+    }
+    let forced = |technique: &Technique| PlanOptions { techniques: vec![(op.name().into(), technique.name().into())] };
+    techniques.iter().map(|technique| Task { options: forced(technique), ..task.clone() }).collect()
+}
+
+/// A graph of one node.
+fn op_task(case: Case) -> Result<Task> {
+    let mut graph = Graph::new();
+    let named: Vec<_> =
+        case.inputs.iter().zip(0..).map(|(input, index)| (format!("in{index}"), input.clone())).collect();
+    let tensors =
+        named.iter().map(|(name, input)| graph.input(name, input.desc.clone())).collect::<Result<Vec<_>>>()?;
+    let outputs = graph.add_shared(case.op.clone(), &tensors)?;
+    graph.output("out", outputs[0])?;
+    let descs = case.descs();
+    let work = case.op.cost(&descs).flops / 2;
+    Ok(Task {
+        suite: Suite::Kernels.name(),
+        problem: case.name,
+        graph,
+        inputs: named,
+        definition: Definition::Op { op: Arc::clone(&case.op), work },
+        tolerance: case.tolerance,
+        flops: None,
+        options: PlanOptions::default(),
+        refusal: Refusal::Skip,
+    })
+}
+
+/// Tensors of 64 MiB where bytes are what counts: larger than caches, and within the 128 MiB that every device binds.
+fn cases() -> Vec<Case> {
+    let input = |shape: &[usize]| CaseInput::normal(Dtype::F32, shape, 1.0);
+    let causal = Masking { causal: Some(Causal::BottomRight), ..Masking::default() };
+    let exact = Tolerance::of_scale(0.0);
+    let matmul = |[m, k, n]: [usize; 3]| {
+        let name = format!("matmul m={m},k={k},n={n}");
+        Case::new(name, MatMul::default(), vec![input(&[m, k]), input(&[k, n])], matmul_tolerance(k))
+    };
+    let mask_scores = MaskScores { masking: causal, ..MaskScores::default() };
+    vec![
+        matmul([1024, 1024, 1024]),
+        matmul([1, 4096, 4096]),
+        Case::new(
+            "softmax rows=4096,length=4096",
+            Softmax { scale: 1.0 },
+            vec![input(&[4096, 4096])],
+            softmax_tolerance(4096),
+        ),
+        Case::new("mask_scores b=1,h=16,s=1024,causal", mask_scores, vec![input(&[1, 16, 1024, 1024])], exact),
+        Case::new("split_heads b=8,s=1024,h=32,d=64", SplitHeads { heads: 32 }, vec![input(&[8, 1024, 2048])], exact),
+        Case::new("merge_heads b=8,s=1024,h=32,d=64", MergeHeads, vec![input(&[8, 32, 1024, 64])], exact),
+    ]
+}
+
+/// A sum of k products of normals reaches 5 √k. Its partial sums, of about √k and in the worst of a million elements five
+/// times that, are rounded k times, of which about √k add up: `5 ε k`, which is √k of the scale, twice that for safety.
+fn matmul_tolerance(k: usize) -> Tolerance {
+    Tolerance::of_scale(2.0 * (1.0 + (k as f64).sqrt()) * EPSILON_F32)
+}
+
+/// The score, which reaches 5, and its difference to the maximum are rounded; exp and the sum take √length roundings and a few.
+fn softmax_tolerance(length: usize) -> Tolerance {
+    Tolerance::of_scale((18.0 + (length as f64).sqrt()) * EPSILON_F32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::REGISTRY;
+
+    #[test]
+    fn every_op_of_the_registry_is_there() {
+        let tasks = tasks(&Capabilities::baseline_f16()).unwrap();
+        for entry in REGISTRY {
+            let of_op = |task: &&Task| matches!(&task.definition, Definition::Op { op, .. } if op.name() == entry.name);
+            assert!(tasks.iter().any(|task| of_op(&task)), "{} is in no line", entry.name);
+        }
+    }
+
+    #[test]
+    fn lines_differ_in_problem_or_technique() {
+        let tasks = tasks(&Capabilities::baseline_f16()).unwrap();
+        let mut seen = std::collections::HashSet::new();
+        assert!(tasks.iter().all(|task| seen.insert((task.problem.clone(), task.options.techniques.clone()))));
+    }
+}

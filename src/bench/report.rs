@@ -1,0 +1,197 @@
+//! What is known of one problem on one device: a line of JSON.
+
+use serde::Serialize;
+
+use super::statistics::Statistics;
+use super::task::Task;
+use crate::device::Device;
+use crate::op::Cost;
+use crate::plan::{Clock, PlanDescription};
+
+/// Name and version of the lines' keys.
+pub const SCHEMA: &str = "regard.bench/1";
+
+/// One problem on one device. Keys that hold a quantity end in its unit. Exactly one of `timing`'s keys, `skipped` and
+/// `failed` is there.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Line {
+    /// [`SCHEMA`].
+    pub schema: &'static str,
+    /// Version of this crate.
+    pub version: &'static str,
+    /// Suite, or `problem` for one of the user's own.
+    pub suite: &'static str,
+    /// The problem in canonical text.
+    pub problem: String,
+    /// Adapter, driver and interface, or the CPU backend.
+    pub device: String,
+    /// Why it was that device.
+    pub device_reason: String,
+    /// What ran; missing where no plan could be made.
+    #[serde(flatten)]
+    pub work: Option<Work>,
+    /// How right it was; missing where it did not run.
+    #[serde(flatten)]
+    pub check: Option<Check>,
+    /// How fast it was; missing where it did not run or was wrong.
+    #[serde(flatten)]
+    pub timing: Option<Timing>,
+    /// What to know before believing the numbers.
+    pub warnings: Vec<String>,
+    /// Why it did not run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub skipped: Option<String>,
+    /// The element that was most wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub failed: Option<String>,
+}
+
+/// What a plan does.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Work {
+    /// Techniques of the plan's steps in order, joined by ` + `.
+    pub path: String,
+    /// Steps.
+    pub dispatches: usize,
+    /// Operations by FlashAttention's formula for attention, else the exact count.
+    pub flops: u64,
+    /// Operations of the plan's steps; scores that are skipped count nothing.
+    pub flops_exact: u64,
+    /// Bytes that the plan's steps read and write at least.
+    pub bytes: u64,
+    /// Bytes that are allocated while the plan lives.
+    pub peak_bytes: u64,
+}
+
+/// How a result compares with its definition.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Check {
+    /// Largest |got − wanted|.
+    pub max_error: f64,
+    /// The same as a share of the largest magnitude that was wanted.
+    pub error_of_scale: f64,
+    /// What would have been accepted, as such a share.
+    pub tolerance_of_scale: f64,
+    /// `all` rows of the result, or one in so many.
+    pub checked_rows: String,
+}
+
+/// How long runs took.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Timing {
+    /// What measured it.
+    pub clock: &'static str,
+    /// Runs that were measured.
+    pub runs: usize,
+    /// Half of the runs were shorter.
+    pub median_ms: f64,
+    /// One run in twenty was shorter.
+    pub p05_ms: f64,
+    /// One run in twenty was longer.
+    pub p95_ms: f64,
+    /// Third quartile less the first.
+    pub iqr_ms: f64,
+    /// The shortest run.
+    pub min_ms: f64,
+    /// Runs more than 1.5 interquartile ranges outside the quartiles.
+    pub outliers: usize,
+    /// 10¹² `flops` a second, at the median.
+    pub tflops: f64,
+    /// 10¹² `flops_exact` a second, at the median.
+    pub tflops_exact: f64,
+    /// 10⁹ `bytes` a second, at the median.
+    pub gbps: f64,
+}
+
+impl Line {
+    pub(super) fn new(device: &Device, task: &Task) -> Self {
+        Self {
+            schema: SCHEMA,
+            version: env!("CARGO_PKG_VERSION"),
+            suite: task.suite,
+            problem: task.problem.clone(),
+            device: device.name(),
+            device_reason: device.reason().to_owned(),
+            work: None,
+            check: None,
+            timing: None,
+            warnings: Vec::new(),
+            skipped: None,
+            failed: None,
+        }
+    }
+
+    pub(super) fn skip(self, reason: impl Into<String>) -> Self {
+        Self { skipped: Some(reason.into()), ..self }
+    }
+}
+
+impl Work {
+    pub(super) fn new(plan: &PlanDescription, task: &Task) -> Self {
+        let techniques: Vec<_> = plan.steps.iter().map(|step| step.technique).collect();
+        let cost: Cost = plan.cost();
+        Self {
+            path: techniques.join(" + "),
+            dispatches: plan.steps.len(),
+            flops: task.flops.unwrap_or(cost.flops),
+            flops_exact: cost.flops,
+            bytes: cost.bytes(),
+            peak_bytes: plan.peak_bytes(),
+        }
+    }
+}
+
+impl Timing {
+    /// From durations in seconds.
+    pub(super) fn new(seconds: &Statistics, clock: Clock, work: &Work) -> Self {
+        let per_second =
+            |count: u64, unit: f64| if seconds.median > 0.0 { count as f64 / seconds.median / unit } else { 0.0 };
+        Self {
+            clock: clock.describe(),
+            runs: seconds.runs,
+            median_ms: seconds.median * 1e3,
+            p05_ms: seconds.p05 * 1e3,
+            p95_ms: seconds.p95 * 1e3,
+            iqr_ms: seconds.iqr * 1e3,
+            min_ms: seconds.min * 1e3,
+            outliers: seconds.outliers,
+            tflops: per_second(work.flops, 1e12),
+            tflops_exact: per_second(work.flops_exact, 1e12),
+            gbps: per_second(work.bytes, 1e9),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_by_hand() {
+        let seconds =
+            Statistics { runs: 5, median: 0.002, p05: 0.001, p95: 0.003, iqr: 0.0005, min: 0.001, outliers: 0 };
+        let work = Work {
+            path: "attention_fused".into(),
+            dispatches: 1,
+            flops: 4_000_000_000,
+            flops_exact: 2_000_000_000,
+            bytes: 6_000_000,
+            peak_bytes: 0,
+        };
+        let timing = Timing::new(&seconds, Clock::Host, &work);
+        assert_eq!((timing.median_ms, timing.tflops, timing.tflops_exact, timing.gbps), (2.0, 2.0, 1.0, 3.0));
+    }
+
+    #[test]
+    fn a_line_is_flat_and_leaves_out_what_is_not_known() {
+        let task = Task::attention("problem", &"b=1,h=1,s=4,d=4".parse().unwrap()).unwrap();
+        let line = Line::new(&Device::cpu(), &task).skip("for a test");
+        let json = serde_json::to_value(&line).unwrap();
+        assert_eq!(json["schema"], SCHEMA);
+        assert_eq!(json["skipped"], "for a test");
+        assert!(json.get("median_ms").is_none() && json.get("failed").is_none());
+        let work = Work { path: "x".into(), dispatches: 1, flops: 2, flops_exact: 2, bytes: 3, peak_bytes: 4 };
+        let json = serde_json::to_value(Line { work: Some(work), ..line }).unwrap();
+        assert_eq!((&json["path"], &json["peak_bytes"]), (&"x".into(), &4.into()));
+    }
+}

@@ -1,0 +1,225 @@
+//! What the native kernels are told: borrowed tensors with strides, as plain data.
+//!
+//! Every stride counts elements, not bytes, and the last axis of a tensor is contiguous.
+
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+use crate::mask::{Band, Fill};
+use crate::tensor::{Dtype, View, ViewMut};
+
+/// A borrowed input in the type it is stored in. Arithmetic is done in f32 whatever the storage.
+#[derive(Debug, Clone, Copy)]
+pub enum Elements<'a> {
+    /// Single precision.
+    F32(&'a [f32]),
+    /// Half precision.
+    F16(&'a [f16]),
+}
+
+impl<'a> Elements<'a> {
+    /// The elements of a tensor of floats.
+    pub fn of(view: &View<'a>) -> Self {
+        match view.desc.dtype {
+            Dtype::F16 => Self::F16(bytemuck::cast_slice(view.bytes)),
+            _ => Self::F32(bytemuck::cast_slice(view.bytes)),
+        }
+    }
+
+    /// How many elements are borrowed.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(data) => data.len(),
+            Self::F16(data) => data.len(),
+        }
+    }
+
+    /// Whether nothing is borrowed.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The element at `index`, as f32.
+    pub fn get(&self, index: usize) -> f32 {
+        match self {
+            Self::F32(data) => data[index],
+            Self::F16(data) => data[index].to_f32(),
+        }
+    }
+
+    /// Copies the elements from `offset` on into `out`, as f32.
+    #[inline(always)]
+    pub fn read(&self, offset: usize, out: &mut [f32]) {
+        match self {
+            Self::F32(data) => out.copy_from_slice(&data[offset..][..out.len()]),
+            Self::F16(data) => {
+                let data = &data[offset..][..out.len()];
+                for (x, half) in out.iter_mut().zip(data) {
+                    *x = widen(*half);
+                }
+            }
+        }
+    }
+}
+
+/// The same number as f32, by operations that a compiler vectorises with the instruction set of the caller. The
+/// `half` crate converts eight elements per call: a decoding step over 4096 keys took 17.1 ms with it, 12.8 with this.
+///
+/// Giesen, "half to float done quick", 2012.
+#[inline(always)]
+fn widen(half: f16) -> f32 {
+    const EXPONENT: u32 = 0x7c00 << 13;
+    let bits = u32::from(half.to_bits());
+    let magnitude = (bits & 0x7fff) << 13;
+    let rebiased = magnitude + ((127 - 15) << 23);
+    // A subnormal has no implicit one: give it one, and subtract it again.
+    let subnormal = f32::from_bits(rebiased + (1 << 23)) - f32::from_bits(113 << 23);
+    let finite = if magnitude & EXPONENT == 0 { subnormal.to_bits() } else { rebiased };
+    let all = if magnitude & EXPONENT == EXPONENT { magnitude | 0x7f80_0000 } else { finite };
+    f32::from_bits(all | (bits & 0x8000) << 16)
+}
+
+/// A borrowed output in the type it is stored in.
+#[derive(Debug)]
+pub enum ElementsMut<'a> {
+    /// Single precision.
+    F32(&'a mut [f32]),
+    /// Half precision; values are rounded to nearest.
+    F16(&'a mut [f16]),
+}
+
+impl<'a> ElementsMut<'a> {
+    /// The elements of a tensor of floats.
+    pub fn of(view: &'a mut ViewMut<'_>) -> Self {
+        match view.desc.dtype {
+            Dtype::F16 => Self::F16(bytemuck::cast_slice_mut(view.bytes)),
+            _ => Self::F32(bytemuck::cast_slice_mut(view.bytes)),
+        }
+    }
+
+    /// How many elements are borrowed.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(data) => data.len(),
+            Self::F16(data) => data.len(),
+        }
+    }
+
+    /// Stores `values` from `offset` on.
+    pub fn write(&mut self, offset: usize, values: &[f32]) {
+        match self {
+            Self::F32(data) => data[offset..][..values.len()].copy_from_slice(values),
+            Self::F16(data) => data[offset..][..values.len()].convert_from_f32_slice(values),
+        }
+    }
+
+    /// The `count` elements from `offset` on.
+    pub fn part(&mut self, offset: usize, count: usize) -> ElementsMut<'_> {
+        match self {
+            Self::F32(data) => ElementsMut::F32(&mut data[offset..][..count]),
+            Self::F16(data) => ElementsMut::F16(&mut data[offset..][..count]),
+        }
+    }
+
+    /// Stores zero everywhere.
+    pub fn clear(&mut self) {
+        match self {
+            Self::F32(data) => data.fill(0.0),
+            Self::F16(data) => data.fill(f16::ZERO),
+        }
+    }
+
+    /// The first `mid` elements, and the others.
+    pub fn split_at(self, mid: usize) -> (Self, Self) {
+        match self {
+            Self::F32(data) => {
+                let (head, tail) = data.split_at_mut(mid);
+                (Self::F32(head), Self::F32(tail))
+            }
+            Self::F16(data) => {
+                let (head, tail) = data.split_at_mut(mid);
+                (Self::F16(head), Self::F16(tail))
+            }
+        }
+    }
+}
+
+/// The sizes of one attention problem. Any may be zero, except that `kv_heads` divides `heads`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct AttentionShape {
+    /// Independent sequences.
+    pub batch: usize,
+    /// Query heads.
+    pub heads: usize,
+    /// Key and value heads; query head `h` reads head `h / (heads / kv_heads)`.
+    pub kv_heads: usize,
+    /// Queries per head.
+    pub seq_q: usize,
+    /// Keys per head.
+    pub seq_kv: usize,
+    /// Elements of a query and of a key.
+    pub head_dim: usize,
+    /// Elements of a value and of an output row.
+    pub head_dim_v: usize,
+}
+
+/// One of q, k and v: `[batch, heads, rows, head_dim]` seen through strides.
+#[derive(Debug, Clone, Copy)]
+pub struct Operand<'a> {
+    /// Storage.
+    pub data: Elements<'a>,
+    /// Elements from one batch, head and row to the next.
+    pub strides: [usize; 3],
+}
+
+/// Which scores take part, and what is added to them.
+#[derive(Debug, Clone, Copy)]
+pub struct Masking<'a> {
+    /// Causality and window.
+    pub band: Band,
+    /// Nonzero takes part; strides per (batch, head, query, key), 0 where it broadcasts.
+    pub bool_mask: Option<(&'a [u8], [usize; 4])>,
+    /// Added to the scaled score; strides as for `bool_mask`. Negative infinity always excludes.
+    pub bias: Option<(Elements<'a>, [usize; 4])>,
+    /// What a score becomes that `band` or `bool_mask` masks.
+    pub fill: Fill,
+}
+
+impl Masking<'_> {
+    /// Every score takes part as it is.
+    #[cfg(test)]
+    pub const NONE: Masking<'static> = Masking { band: Band::FULL, bool_mask: None, bias: None, fill: Fill::Exclude };
+}
+
+/// One attention problem: `softmax(mask(q·kᵀ × scale + bias)) · v`.
+#[derive(Debug, Clone, Copy)]
+pub struct AttentionArgs<'a> {
+    /// Sizes.
+    pub shape: AttentionShape,
+    /// Factor on `q·kᵀ`.
+    pub scale: f32,
+    /// Queries, `[batch, heads, seq_q, head_dim]`.
+    pub q: Operand<'a>,
+    /// Keys, `[batch, kv_heads, seq_kv, head_dim]`.
+    pub k: Operand<'a>,
+    /// Values, `[batch, kv_heads, seq_kv, head_dim_v]`.
+    pub v: Operand<'a>,
+    /// Masks and bias.
+    pub masking: Masking<'a>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_half_is_read_as_it_is() {
+        let halves: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+        let mut out = vec![0.0; halves.len()];
+        Elements::F16(&halves).read(0, &mut out);
+        for (half, &got) in halves.iter().zip(&out) {
+            let want = half.to_f32();
+            assert!(got.to_bits() == want.to_bits() || got.is_nan() && want.is_nan(), "{half:?}: {got}");
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Files that hold a layer's weights, inputs and expected outputs: safetensors with a `case` in their metadata.
+//!
+//! Tensors are named `in.*` (inputs), `w.*` (weights), `f64.*` (expected, in double precision), `out.*` and `mid.*` (what
+//! the framework gave in single precision). The metadata's `case` is a JSON object with `kind`, `config` and, for each
+//! expected tensor, `accuracy.<name>.suggested_atol` and `suggested_rtol`.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use safetensors::{Dtype as StoredDtype, SafeTensors};
+use serde_json::Value;
+
+use super::kinds;
+use crate::attention::Strategy;
+use crate::compare::{Comparison, NanMeans, Tolerance, compare};
+use crate::error::{Error, Result};
+use crate::graph::Graph;
+use crate::plan::Outputs;
+use crate::tensor::{Dtype, HostTensor, TensorDesc};
+
+/// A golden file, read and checked.
+#[derive(Debug, Clone)]
+pub struct Golden {
+    /// The file as it was named.
+    pub path: String,
+    /// Which layer it is for, such as `seed2_mha`.
+    pub kind: String,
+    case: Value,
+    tensors: BTreeMap<String, HostTensor>,
+}
+
+/// A golden file's layer as a graph, with the inputs that the file gives.
+#[derive(Debug)]
+pub struct GoldenGraph {
+    /// The layer; outputs are named as in the file.
+    pub graph: Graph,
+    /// Name and value of each graph input.
+    pub inputs: Vec<(String, HostTensor)>,
+}
+
+impl Golden {
+    /// Reads a file.
+    ///
+    /// # Errors
+    /// A file that cannot be read, is not safetensors, or has no `case` with a `kind`.
+    pub fn open(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|error| fail(path, error.to_string()))?;
+        let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| fail(path, error.to_string()))?;
+        let file = SafeTensors::deserialize(&bytes).map_err(|error| fail(path, error.to_string()))?;
+        let case = header.metadata().as_ref().and_then(|metadata| metadata.get("case"));
+        let case =
+            case.ok_or_else(|| fail(path, "its metadata has no `case`, so there is no telling which layer it is"))?;
+        let case: Value = serde_json::from_str(case).map_err(|error| fail(path, format!("`case`: {error}")))?;
+        let kind = case["kind"].as_str().ok_or_else(|| fail(path, "`case` has no `kind`"))?.to_owned();
+        let mut tensors = BTreeMap::new();
+        for (name, view) in file.tensors() {
+            let divisor = case["stored_as_u8_divide_by"][&name].as_f64();
+            let tensor = load(&view, divisor).map_err(|message| fail(path, format!("tensor `{name}` {message}")))?;
+            tensors.insert(name, tensor);
+        }
+        Ok(Self { path: path.display().to_string(), kind, case, tensors })
+    }
+
+    /// The layer as a graph.
+    ///
+    /// # Errors
+    /// An unknown kind, a missing tensor or setting, shapes that do not fit; each names the file.
+    pub fn graph(&self, strategy: Strategy) -> Result<GoldenGraph> {
+        kinds::build(self, strategy).map_err(|error| match error {
+            Error::File { .. } => error,
+            other => self.fail(other.to_string()),
+        })
+    }
+
+    /// Compares a run's outputs with each `f64.*` tensor at the file's own tolerance.
+    /// `None` is an expected tensor that this strategy does not expose.
+    ///
+    /// # Errors
+    /// An expected tensor without a tolerance.
+    pub fn compare(&self, outputs: &Outputs) -> Result<Vec<(String, Option<Comparison>)>> {
+        let outputs = kinds::derive(self, outputs)?;
+        let expected = self.tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix("f64.")?, tensor)));
+        expected
+            .map(|(name, wanted)| {
+                let tolerance = self.tolerance(name)?;
+                let got = outputs.get(name);
+                Ok((name.to_owned(), got.map(|got| compare(got, wanted, tolerance, NanMeans::Nan))))
+            })
+            .collect()
+    }
+
+    /// Number of tensors that the file expects.
+    pub fn expectations(&self) -> usize {
+        self.tensors.keys().filter(|name| name.starts_with("f64.")).count()
+    }
+
+    pub(super) fn config(&self) -> &Value {
+        &self.case["config"]
+    }
+
+    pub(super) fn size(&self, setting: &str) -> Result<usize> {
+        let value = &self.config()[setting];
+        let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
+        size.ok_or_else(|| self.fail(format!("config `{setting}` is {value}, a size was expected")))
+    }
+
+    pub(super) fn optional(&self, name: &str) -> Option<&HostTensor> {
+        self.tensors.get(name)
+    }
+
+    pub(super) fn tensor(&self, name: &str) -> Result<&HostTensor> {
+        self.optional(name).ok_or_else(|| self.fail(format!("tensor `{name}` is missing")))
+    }
+
+    /// A tensor as f32, whatever float it is stored as.
+    pub(super) fn floats(&self, name: &str) -> Result<HostTensor> {
+        let tensor = self.tensor(name)?;
+        match tensor.desc().dtype {
+            Dtype::Bool => Err(self.fail(format!("tensor `{name}` is {}, a float was expected", tensor.desc()))),
+            _ => Ok(tensor.cast(Dtype::F32)),
+        }
+    }
+
+    pub(super) fn fail(&self, message: impl Into<String>) -> Error {
+        Error::File { path: self.path.clone(), message: message.into() }
+    }
+
+    fn tolerance(&self, name: &str) -> Result<Tolerance> {
+        let accuracy = &self.case["accuracy"][name];
+        match (accuracy["suggested_atol"].as_f64(), accuracy["suggested_rtol"].as_f64()) {
+            (Some(absolute), Some(relative)) => Ok(Tolerance { of_scale: 0.0, relative, absolute }),
+            _ => Err(self.fail(format!("`accuracy.{name}` has no suggested_atol and suggested_rtol"))),
+        }
+    }
+}
+
+fn fail(path: &Path, message: impl Into<String>) -> Error {
+    Error::File { path: path.display().to_string(), message: message.into() }
+}
+
+/// Floats as they are, bf16 widened; u8 only as fractions of a divisor.
+fn load(view: &safetensors::tensor::TensorView<'_>, divisor: Option<f64>) -> std::result::Result<HostTensor, String> {
+    let shape = view.shape();
+    let data = view.data();
+    let desc = |dtype| TensorDesc::new(dtype, shape);
+    let tensor = match (view.dtype(), divisor) {
+        (StoredDtype::F64, _) => HostTensor::from_bytes(desc(Dtype::F64), data),
+        (StoredDtype::F32, _) => HostTensor::from_bytes(desc(Dtype::F32), data),
+        (StoredDtype::F16, _) => HostTensor::from_bytes(desc(Dtype::F16), data),
+        (StoredDtype::BOOL, _) => HostTensor::from_bytes(desc(Dtype::Bool), data),
+        (StoredDtype::BF16, _) => {
+            let halves = data.chunks_exact(2).map(|pair| half::bf16::from_le_bytes([pair[0], pair[1]]).to_f32());
+            HostTensor::f32(shape, halves.collect())
+        }
+        (StoredDtype::U8, Some(divisor)) => {
+            HostTensor::f32(shape, data.iter().map(|&byte| (f64::from(byte) / divisor) as f32).collect())
+        }
+        (other, _) => return Err(format!("is {other:?}, a float or bool was expected")),
+    };
+    tensor.map_err(|error| error.to_string())
+}

@@ -1,0 +1,98 @@
+//! Which devices the tests run on, and what it means that one is missing.
+//!
+//! Always the CPU backend; and every adapter that wgpu lists, software Vulkan included, with and without run-time checks.
+//! With `CI=true` a missing adapter fails one trial that says so; elsewhere it is a counted skip.
+
+use std::process::ExitCode;
+use std::sync::{Arc, LazyLock};
+
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+use regard::capabilities::Backend;
+use regard::gpu::{Kind, adapters};
+use regard::{Checks, Device, DeviceOptions, Select};
+
+/// What a trial returns; `?` works on every error that prints.
+pub type Verdict = Result<Completion, Failed>;
+
+/// A device under test.
+#[derive(Debug, Clone)]
+pub struct Subject {
+    /// As trials name it: `cpu`, `lavapipe unchecked`.
+    pub name: String,
+    /// The device.
+    pub device: Device,
+    /// Runs on the host, so a CI machine has it: the CPU backend and software Vulkan devices.
+    hosted: bool,
+}
+
+/// The devices, or names of those that did not open with the reason.
+static SUBJECTS: LazyLock<Vec<Result<Subject, (String, String)>>> = LazyLock::new(|| {
+    let cpu = Subject { name: "cpu".into(), device: Device::cpu(), hosted: true };
+    let gpus = adapters().into_iter().flat_map(|adapter| {
+        [Checks::Unchecked, Checks::Checked].map(|checks| {
+            let hosted = adapter.kind == Kind::Software;
+            let short = if adapter.name.contains("llvmpipe") { "lavapipe" } else { &adapter.name };
+            let name = format!("{short} {}", if checks == Checks::Checked { "checked" } else { "unchecked" });
+            let select = Select::Named(adapter.describe());
+            match Device::new(&DeviceOptions { select, checks }) {
+                Ok(device) => Ok(Subject { name, device, hosted }),
+                Err(error) => Err((name, error.to_string())),
+            }
+        })
+    });
+    [Ok(cpu)].into_iter().chain(gpus).collect()
+});
+
+impl Subject {
+    /// A skip that is counted and printed; in CI a failure on devices that every machine can have.
+    pub fn skip(&self, reason: &str) -> Verdict {
+        if in_ci() && self.hosted {
+            return Err(format!("{} must not skip in CI: {reason}", self.name).into());
+        }
+        Ok(Completion::ignored_with(reason))
+    }
+}
+
+/// A trial for each device, named `name/device`, and one that skips or fails where there is no adapter.
+pub fn each_device(name: &str, body: impl Fn(&Subject) -> Verdict + Send + Sync + 'static) -> Vec<Trial> {
+    each_of(&[Backend::Cpu, Backend::Gpu], name, body)
+}
+
+/// As [`each_device`], for trials that mean something on some backends only.
+pub fn each_of(
+    backends: &[Backend],
+    name: &str,
+    body: impl Fn(&Subject) -> Verdict + Send + Sync + 'static,
+) -> Vec<Trial> {
+    let body = Arc::new(body);
+    let mut trials = Vec::new();
+    for subject in SUBJECTS.iter() {
+        match subject {
+            Ok(subject) if backends.contains(&subject.device.capabilities().backend) => {
+                let body = body.clone();
+                trials.push(Trial::ignorable_test(format!("{name}/{}", subject.name), move || body(subject)));
+            }
+            Ok(_) => {}
+            Err((device, why)) => {
+                let verdict = move || Err(format!("the adapter does not open: {why}").into());
+                trials.push(Trial::test(format!("{name}/{device}"), verdict));
+            }
+        }
+    }
+    if SUBJECTS.len() == 1 && backends.contains(&Backend::Gpu) {
+        trials.push(Trial::ignorable_test(format!("{name}/any adapter"), || {
+            let reason = "there is no Vulkan, Metal or DirectX adapter; scripts/test installs a software one";
+            if in_ci() { Err(reason.into()) } else { Ok(Completion::ignored_with(reason)) }
+        }));
+    }
+    trials
+}
+
+/// Runs trials with the standard command line.
+pub fn run(trials: Vec<Trial>) -> ExitCode {
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
+
+fn in_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| value == "true")
+}
