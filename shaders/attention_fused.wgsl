@@ -4,27 +4,28 @@
 //   v  [batch, kv_heads, seq_kv, VALUE_DIM]  o  [batch, heads, seq_q, VALUE_DIM]
 //   mask, bias  broadcast to [batch, heads, seq_q, seq_kv]; query head h reads key head h / (heads / kv_heads)
 //
-// A workgroup of 8 × 8 lanes owns QUERIES query rows of one head and walks the keys in tiles of KEYS. A lane owns ROWS rows
-// of the scores × 4 keys, and the same rows of o × 4 of every CHUNK value dimensions. Head dimensions pass through workgroup
-// memory CHUNK at a time, the key tile transposed. The running maximum and sum are FlashAttention's (arXiv:2205.14135);
-// o stays unnormalised until the end (arXiv:2307.08691).
+// A workgroup of 8 × 8 lanes owns QUERIES query rows of one head and walks the keys in tiles of KEYS. A lane owns 4 rows × 4
+// keys of the scores, and the same rows × 4 of every CHUNK value dimensions of o. Head dimensions pass through workgroup
+// memory CHUNK at a time, queries and keys transposed. The running maximum and sum are FlashAttention's
+// (arXiv:2205.14135); o stays unnormalised until the end (arXiv:2307.08691).
+//
+// Inner loops touch named values only, never an array by a loop's variable, which a driver that does not unroll keeps in
+// memory: see the op's module docs.
 //
 // Edges: rows, keys and dimensions past the end read as zero; keys past the end weigh nothing. With GUARDED, a NaN or
 // infinity in v reaches only the rows that look at its key: tiles hold zero in its place and a rare path adds it.
 
 const HEAD_DIM: u32 = 64u; // host
 const VALUE_DIM: u32 = 64u; // host
-const ROWS: u32 = 4u; // host
 const GUARDED: bool = true; // host
 alias Elem = f32; // host
 
 const LOWEST: f32 = -3.4028234e38;
 const EDGE: u32 = 8u;
-const QUERIES: u32 = EDGE * ROWS;
-const GROUPS: u32 = EDGE; // key tile and chunk, in vec4
-const KEYS: u32 = 4u * GROUPS;
-const CHUNK: u32 = 4u * GROUPS;
-const VALUE_CHUNKS: u32 = max(1u, (VALUE_DIM + CHUNK - 1u) / CHUNK); // an array has elements, even where there is no value
+const QUERIES: u32 = 4u * EDGE;
+const KEYS: u32 = 4u * EDGE;
+const CHUNK: u32 = 4u * EDGE;
+const VALUE_CHUNKS: u32 = (VALUE_DIM + CHUNK - 1u) / CHUNK;
 const LANES: u32 = EDGE * EDGE;
 const_assert KEYS == CHUNK; // keys and values share wg_tile
 
@@ -57,10 +58,10 @@ struct Params {
 @group(0) @binding(3) var<storage, read> v: array<Elem>;
 @group(0) @binding(4) var<storage, read_write> o: array<Elem>;
 
-var<workgroup> wg_q: array<f32, CHUNK * QUERIES>; // [dimension][row]
-var<workgroup> wg_tile: array<vec4<f32>, CHUNK * GROUPS>; // keys [dimension][key / 4], then values [key][dimension / 4]
-var<workgroup> wg_p: array<f32, KEYS * QUERIES>; // [key][row]
-var<workgroup> wg_rows: array<f32, QUERIES * EDGE>; // [row][lane of the row]
+var<workgroup> wg_q: array<vec4<f32>, CHUNK * EDGE>; // [dimension][row / 4]
+var<workgroup> wg_tile: array<vec4<f32>, CHUNK * EDGE>; // keys [dimension][key / 4], then values [key][dimension / 4]
+var<workgroup> wg_p: array<vec4<f32>, KEYS * EDGE>; // [key][row / 4]
+var<workgroup> wg_rows: array<vec4<f32>, EDGE * EDGE>; // [row / 4][lane of the rows]
 var<workgroup> wg_poisoned: atomic<u32>; // the value tile holds a NaN or infinity
 
 struct Tile {
@@ -95,24 +96,23 @@ fn v_element(tile: Tile, key: u32, d: u32) -> f32 {
 
 // CHUNK dimensions of the query rows and of one key tile.
 fn stage_scores(tile: Tile, first_key: u32, first_d: u32, lane: u32) {
-    for (var i = lane; i < CHUNK * QUERIES; i += LANES) {
-        let d = i % CHUNK;
-        let row = i / CHUNK;
-        wg_q[d * QUERIES + row] = q_element(tile, row, first_d + d);
-    }
-    for (var i = lane; i < CHUNK * GROUPS; i += LANES) {
+    for (var i = lane; i < CHUNK * EDGE; i += LANES) {
         let d = first_d + i % CHUNK;
-        let key = first_key + 4u * (i / CHUNK);
-        wg_tile[i % CHUNK * GROUPS + i / CHUNK] = vec4(
+        let row = 4u * (i / CHUNK);
+        let key = first_key + row;
+        let at = i % CHUNK * EDGE + i / CHUNK;
+        wg_q[at] = vec4(
+            q_element(tile, row, d), q_element(tile, row + 1u, d), q_element(tile, row + 2u, d), q_element(tile, row + 3u, d));
+        wg_tile[at] = vec4(
             k_element(tile, key, d), k_element(tile, key + 1u, d), k_element(tile, key + 2u, d), k_element(tile, key + 3u, d));
     }
 }
 
 // CHUNK dimensions of one value tile.
 fn stage_values(tile: Tile, first_key: u32, first_d: u32, lane: u32) {
-    for (var i = lane; i < KEYS * GROUPS; i += LANES) {
-        let key = first_key + i / GROUPS;
-        let d = first_d + 4u * (i % GROUPS);
+    for (var i = lane; i < KEYS * EDGE; i += LANES) {
+        let key = first_key + i / EDGE;
+        let d = first_d + 4u * (i % EDGE);
         var values = vec4(
             v_element(tile, key, d), v_element(tile, key, d + 1u), v_element(tile, key, d + 2u), v_element(tile, key, d + 3u));
         if GUARDED {
@@ -126,11 +126,40 @@ fn stage_values(tile: Tile, first_key: u32, first_d: u32, lane: u32) {
     }
 }
 
-// Weight times value for what stage_values left out, where the weight is not zero.
+// Products of four rows' numbers with four columns' numbers, one row a column of the matrix.
+fn outer(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
+    return mat4x4<f32>(rows.x * columns, rows.y * columns, rows.z * columns, rows.w * columns);
+}
+
+fn masked(tile: Tile, row: u32, key: u32, product: f32) -> f32 {
+    if key >= params.seq_kv {
+        return params.excluded;
+    }
+    let i = min(tile.first_row + row, params.seq_q - 1u);
+    let score = biased(product * params.scale, tile.batch, tile.head, i, key);
+    return select(params.fill, score, allowed(tile.batch, tile.head, i, key));
+}
+
+fn masked_row(tile: Tile, row: u32, key: u32, products: vec4<f32>) -> vec4<f32> {
+    return vec4(
+        masked(tile, row, key, products.x),
+        masked(tile, row, key + 1u, products.y),
+        masked(tile, row, key + 2u, products.z),
+        masked(tile, row, key + 3u, products.w),
+    );
+}
+
+// exp(score − maximum), and zero for −inf whatever the maximum is.
+fn weights(scores: vec4<f32>, maximum: vec4<f32>) -> vec4<f32> {
+    let excluded = vec4(is_excluded(scores.x), is_excluded(scores.y), is_excluded(scores.z), is_excluded(scores.w));
+    return select(exp(scores - maximum), vec4<f32>(), excluded);
+}
+
+// Weight times value for what stage_values left out, where the weight is not zero: one row, four dimensions.
 fn poison(tile: Tile, first_key: u32, first_d: u32, row: u32) -> vec4<f32> {
     var sum = vec4<f32>();
     for (var key = 0u; key < KEYS; key++) {
-        let weight = wg_p[key * QUERIES + row];
+        let weight = wg_p[key * EDGE + row / 4u][row % 4u];
         for (var i = 0u; i < 4u; i++) {
             let value = v_element(tile, first_key + key, first_d + i);
             if weight != 0.0 && !is_finite(value) {
@@ -141,13 +170,16 @@ fn poison(tile: Tile, first_key: u32, first_d: u32, row: u32) -> vec4<f32> {
     return sum;
 }
 
-fn masked(tile: Tile, row: u32, key: u32, product: f32) -> f32 {
-    if key >= params.seq_kv {
-        return params.excluded;
+fn store(tile: Tile, row: u32, d: u32, values: vec4<f32>) {
+    if tile.first_row + row >= params.seq_q {
+        return;
     }
-    let i = min(tile.first_row + row, params.seq_q - 1u);
-    let score = biased(product * params.scale, tile.batch, tile.head, i, key);
-    return select(params.fill, score, allowed(tile.batch, tile.head, i, key));
+    let at = ((tile.batch * params.heads + tile.head) * params.seq_q + tile.first_row + row) * VALUE_DIM + d;
+    for (var i = 0u; i < 4u; i++) {
+        if d + i < VALUE_DIM {
+            o[at + i] = Elem(values[i]);
+        }
+    }
 }
 
 @compute @workgroup_size(LANES)
@@ -168,105 +200,96 @@ fn main(
     let q_row = (batch * params.heads + head) * params.seq_q + first_row;
     let tile = Tile(
         batch, head, first_row, q_row * HEAD_DIM, kv_head * params.seq_kv * HEAD_DIM, kv_head * params.seq_kv * VALUE_DIM);
-    let x = lane % EDGE;
-    let y = lane / EDGE * ROWS;
+    let x = lane % EDGE; // which four keys, or value dimensions
+    let y = lane / EDGE; // which four rows
+    let row = 4u * y;
 
     // Keys that some row of the tile may look at.
     let last_row = i32(min(first_row + QUERIES, params.seq_q)) - 1;
     let begin = u32(clamp(i32(first_row) + params.visit_lower, 0, i32(params.seq_kv))) / KEYS * KEYS;
     let end = u32(clamp(last_row + params.visit_upper + 1, 0, i32(params.seq_kv)));
 
-    var maximum: array<f32, ROWS>;
-    var sum: array<f32, ROWS>; // over the keys of this lane only
-    var out: array<vec4<f32>, ROWS * VALUE_CHUNKS>;
-    for (var r = 0u; r < ROWS; r++) {
-        maximum[r] = LOWEST;
-    }
-
+    var maximum = vec4(LOWEST); // of each row
+    var sum = vec4<f32>(); // of each row, over the keys of this lane only
+    var out: array<mat4x4<f32>, VALUE_CHUNKS>; // a column of the matrix is a row of o
     for (var first_key = begin; first_key < end; first_key += KEYS) {
-        var scores: array<vec4<f32>, ROWS>;
+        var scores = mat4x4<f32>();
         for (var first_d = 0u; first_d < HEAD_DIM; first_d += CHUNK) {
             workgroupBarrier();
             stage_scores(tile, first_key, first_d, lane);
             workgroupBarrier();
             for (var d = 0u; d < min(CHUNK, HEAD_DIM - first_d); d++) {
-                let keys = wg_tile[d * GROUPS + x];
-                for (var r = 0u; r < ROWS; r++) {
-                    scores[r] += wg_q[d * QUERIES + y + r] * keys;
-                }
+                scores += outer(wg_q[d * EDGE + y], wg_tile[d * EDGE + x]);
             }
         }
+        let key = first_key + 4u * x;
+        // A column is a key from here on.
+        scores = transpose(mat4x4<f32>(
+            masked_row(tile, row, key, scores[0]),
+            masked_row(tile, row + 1u, key, scores[1]),
+            masked_row(tile, row + 2u, key, scores[2]),
+            masked_row(tile, row + 3u, key, scores[3]),
+        ));
 
-        for (var r = 0u; r < ROWS; r++) {
-            let key = first_key + 4u * x;
-            scores[r] = vec4(
-                masked(tile, y + r, key, scores[r].x),
-                masked(tile, y + r, key + 1u, scores[r].y),
-                masked(tile, y + r, key + 2u, scores[r].z),
-                masked(tile, y + r, key + 3u, scores[r].w),
-            );
-            wg_rows[(y + r) * EDGE + x] = max(max(scores[r].x, scores[r].y), max(scores[r].z, scores[r].w));
-        }
+        wg_rows[lane] = max(max(scores[0], scores[1]), max(scores[2], scores[3]));
         workgroupBarrier();
-        for (var r = 0u; r < ROWS; r++) {
-            var new_maximum = maximum[r];
-            for (var i = 0u; i < EDGE; i++) {
-                new_maximum = max(new_maximum, wg_rows[(y + r) * EDGE + i]);
-            }
-            let shrink = exp(maximum[r] - new_maximum);
-            maximum[r] = new_maximum;
-            sum[r] *= shrink;
-            for (var c = 0u; c < VALUE_CHUNKS; c++) {
-                out[c * ROWS + r] *= shrink;
-            }
-            for (var i = 0u; i < 4u; i++) {
-                let weight = select(exp(scores[r][i] - new_maximum), 0.0, is_excluded(scores[r][i]));
-                sum[r] += weight;
-                wg_p[(4u * x + i) * QUERIES + y + r] = weight;
-            }
+        var new_maximum = maximum;
+        for (var i = 0u; i < EDGE; i++) {
+            new_maximum = max(new_maximum, wg_rows[y * EDGE + i]);
         }
+        let shrink = exp(maximum - new_maximum);
+        maximum = new_maximum;
+        let p = mat4x4<f32>(
+            weights(scores[0], maximum), weights(scores[1], maximum), weights(scores[2], maximum), weights(scores[3], maximum));
+        sum = sum * shrink + p[0] + p[1] + p[2] + p[3];
+        let p_start = 4u * x * EDGE + y;
+        wg_p[p_start] = p[0];
+        wg_p[p_start + EDGE] = p[1];
+        wg_p[p_start + 2u * EDGE] = p[2];
+        wg_p[p_start + 3u * EDGE] = p[3];
 
         for (var c = 0u; c < VALUE_CHUNKS; c++) {
             workgroupBarrier();
             if GUARDED && lane == 0u {
                 atomicStore(&wg_poisoned, 0u);
             }
-            workgroupBarrier();
+            if GUARDED {
+                workgroupBarrier();
+            }
             stage_values(tile, first_key, c * CHUNK, lane);
             workgroupBarrier();
-            for (var key = 0u; key < KEYS; key++) {
-                let values = wg_tile[key * GROUPS + x];
-                for (var r = 0u; r < ROWS; r++) {
-                    out[c * ROWS + r] += wg_p[key * QUERIES + y + r] * values;
-                }
+            let old = out[c];
+            var rows = mat4x4<f32>(old[0] * shrink.x, old[1] * shrink.y, old[2] * shrink.z, old[3] * shrink.w);
+            for (var j = 0u; j < KEYS; j++) {
+                rows += outer(wg_p[j * EDGE + y], wg_tile[j * EDGE + x]);
             }
             if GUARDED && atomicLoad(&wg_poisoned) != 0u {
-                for (var r = 0u; r < ROWS; r++) {
-                    out[c * ROWS + r] += poison(tile, first_key, c * CHUNK + 4u * x, y + r);
-                }
+                let d = c * CHUNK + 4u * x;
+                rows += mat4x4<f32>(
+                    poison(tile, first_key, d, row),
+                    poison(tile, first_key, d, row + 1u),
+                    poison(tile, first_key, d, row + 2u),
+                    poison(tile, first_key, d, row + 3u),
+                );
             }
+            out[c] = rows;
         }
     }
 
     workgroupBarrier();
-    for (var r = 0u; r < ROWS; r++) {
-        wg_rows[(y + r) * EDGE + x] = sum[r];
-    }
+    wg_rows[lane] = sum;
     workgroupBarrier();
-    for (var r = 0u; r < ROWS; r++) {
-        var total = 0.0;
-        for (var i = 0u; i < EDGE; i++) {
-            total += wg_rows[(y + r) * EDGE + i];
-        }
-        // A total of zero means that the row looks at nothing. A NaN total is kept.
-        let inverse = select(1.0 / total, 0.0, total == 0.0);
-        for (var c = 0u; c < VALUE_CHUNKS; c++) {
-            for (var i = 0u; i < 4u; i++) {
-                let d = c * CHUNK + 4u * x + i;
-                if first_row + y + r < params.seq_q && d < VALUE_DIM {
-                    o[(q_row + y + r) * VALUE_DIM + d] = Elem(out[c * ROWS + r][i] * inverse);
-                }
-            }
-        }
+    var total = vec4<f32>();
+    for (var i = 0u; i < EDGE; i++) {
+        total += wg_rows[y * EDGE + i];
+    }
+    // A total of zero means that the row looks at nothing. A NaN total is kept.
+    let inverse = select(1.0 / total, vec4<f32>(), total == vec4<f32>());
+    for (var c = 0u; c < VALUE_CHUNKS; c++) {
+        let d = c * CHUNK + 4u * x;
+        store(tile, row, d, out[c][0] * inverse.x);
+        store(tile, row + 1u, d, out[c][1] * inverse.y);
+        store(tile, row + 2u, d, out[c][2] * inverse.z);
+        store(tile, row + 3u, d, out[c][3] * inverse.w);
     }
 }

@@ -186,7 +186,7 @@ impl Gpu {
             encoder.copy_buffer_to_buffer(&buffer.0, 0, &target.0, 0, padded(bytes));
             self.queue.submit([encoder.finish()]);
         })?;
-        Ok(Readback::start(self.clone(), target, std::iter::once(0..bytes).collect()).wait()?.remove(0))
+        Ok(Readback::start(self.clone(), target, std::iter::once(0..bytes).collect())?.wait()?.remove(0))
     }
 
     /// Runs all submitted work to its end and calls what waits for it.
@@ -228,9 +228,29 @@ impl Gpu {
             complaint = pollster::block_on(scope.pop()).or(complaint);
         }
         match complaint {
-            Some(error) => Err(self.check_alive().err().unwrap_or_else(|| Error::Device(error.to_string()))),
+            Some(error) => Err(self.complaint(&error)),
             None => Ok(result),
         }
+    }
+
+    /// What an error of wgpu's means: that the device is gone, or that it refuses.
+    pub(super) fn complaint(&self, error: &dyn std::error::Error) -> Error {
+        match self.check_alive() {
+            Err(lost) => lost,
+            Ok(()) if self.responds() => Error::Device(error.to_string()),
+            Ok(()) => Error::DeviceLost(error.to_string()),
+        }
+    }
+
+    /// Whether the device still makes buffers: a caller's device does not tell us that it is lost.
+    fn responds(&self) -> bool {
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let usage = wgpu::BufferUsages::MAP_WRITE;
+        let descriptor =
+            wgpu::BufferDescriptor { label: Some("regard probe"), size: 4, usage, mapped_at_creation: true };
+        // A lost device hands out an invalid buffer without a word, and complains when it is used.
+        self.device.create_buffer(&descriptor).unmap();
+        pollster::block_on(scope.pop()).is_none()
     }
 }
 

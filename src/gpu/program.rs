@@ -102,16 +102,14 @@ impl GpuProgram {
     }
 
     pub fn submit(&mut self) -> Result<()> {
-        let mut encoder = self.encoder();
-        self.upload.record(&mut encoder, &self.buffers);
+        let mut encoder = self.encoder_with_uploads()?;
         self.record(&mut encoder);
         self.finish(encoder)
     }
 
     /// One submission that runs and copies these outputs to where the host can map them.
     pub fn submit_and_read(&mut self, outputs: &[&Operand]) -> Result<Readback> {
-        let mut encoder = self.encoder();
-        self.upload.record(&mut encoder, &self.buffers);
+        let mut encoder = self.encoder_with_uploads()?;
         self.record(&mut encoder);
         self.read_into(encoder, outputs)
     }
@@ -126,7 +124,7 @@ impl GpuProgram {
     pub fn encode(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
         if !self.upload.pending.is_empty() {
             let mut copies = self.encoder();
-            self.upload.record(&mut copies, &self.buffers);
+            self.upload.record(&self.gpu, &mut copies, &self.buffers)?;
             self.finish(copies)?;
         }
         self.record(encoder);
@@ -134,18 +132,17 @@ impl GpuProgram {
     }
 
     /// An encoder that starts with the copies of what was written.
-    pub(super) fn encoder_with_uploads(&mut self) -> wgpu::CommandEncoder {
+    pub(super) fn encoder_with_uploads(&mut self) -> Result<wgpu::CommandEncoder> {
         let mut encoder = self.encoder();
-        self.upload.record(&mut encoder, &self.buffers);
-        encoder
+        self.upload.record(&self.gpu, &mut encoder, &self.buffers)?;
+        Ok(encoder)
     }
 
     /// Submits and makes the upload buffer writable again.
     pub(super) fn finish(&mut self, encoder: wgpu::CommandEncoder) -> Result<()> {
         self.gpu.check_alive()?;
         self.gpu.scoped(|| self.gpu.queue.submit([encoder.finish()]))?;
-        self.upload.map();
-        Ok(())
+        self.upload.map(&self.gpu)
     }
 
     fn encoder(&self) -> wgpu::CommandEncoder {
@@ -168,7 +165,7 @@ impl GpuProgram {
             offset += aligned(bytes);
         }
         self.finish(encoder)?;
-        Ok(Readback::start(self.gpu.clone(), self.readback.clone(), ranges))
+        Readback::start(self.gpu.clone(), self.readback.clone(), ranges)
     }
 }
 
@@ -260,7 +257,7 @@ impl Upload {
         let offset = self.offsets[slot].expect("only inputs are written, and every input has an offset");
         let size = padded(bytes.len() as u64);
         let range = offset..offset + size;
-        let mut view = self.buffer.0.get_mapped_range_mut(range).map_err(|error| Error::Device(error.to_string()))?;
+        let mut view = self.buffer.0.get_mapped_range_mut(range).map_err(|error| gpu.complaint(&error))?;
         view.slice(..bytes.len()).copy_from_slice(bytes);
         self.pending.retain(|(other, _)| *other != slot);
         self.pending.push((slot, size));
@@ -268,32 +265,35 @@ impl Upload {
     }
 
     /// Copies what was written since the last submission to where it belongs.
-    fn record(&mut self, encoder: &mut wgpu::CommandEncoder, buffers: &[GpuBuffer]) {
+    fn record(&mut self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, buffers: &[GpuBuffer]) -> Result<()> {
         if self.pending.is_empty() {
-            return;
+            return Ok(());
         }
         *lock(&self.mapping) = Mapping::Unmapped;
-        self.buffer.0.unmap();
+        gpu.scoped(|| self.buffer.0.unmap())?;
         for (slot, size) in self.pending.drain(..) {
             let offset = self.offsets[slot].expect("only inputs are written");
             encoder.copy_buffer_to_buffer(&self.buffer.0, offset, &buffers[slot].0, 0, size);
         }
+        Ok(())
     }
 
     /// Asks for the buffer to be mapped once the copies are done.
-    fn map(&self) {
+    fn map(&self, gpu: &Gpu) -> Result<()> {
         {
             let mut mapping = lock(&self.mapping);
             if *mapping != Mapping::Unmapped {
-                return;
+                return Ok(());
             }
             *mapping = Mapping::Asked;
         }
         // The lock is free again: a mapping that fails may call back at once.
         let mapping = self.mapping.clone();
-        self.buffer.0.map_async(wgpu::MapMode::Write, .., move |result| {
-            *lock(&mapping) = if result.is_ok() { Mapping::Mapped } else { Mapping::Unmapped };
-        });
+        gpu.scoped(|| {
+            self.buffer.0.map_async(wgpu::MapMode::Write, .., move |result| {
+                *lock(&mapping) = if result.is_ok() { Mapping::Mapped } else { Mapping::Unmapped };
+            });
+        })
     }
 }
 

@@ -26,17 +26,22 @@ struct State {
 
 impl Readback {
     /// Maps a buffer whose copies have been submitted; `ranges` become one vector each.
-    pub fn start(gpu: Arc<Gpu>, buffer: GpuBuffer, ranges: Vec<Range<u64>>) -> Self {
+    ///
+    /// # Errors
+    /// A device that is lost.
+    pub fn start(gpu: Arc<Gpu>, buffer: GpuBuffer, ranges: Vec<Range<u64>>) -> Result<Self> {
         let state = Arc::<Mutex<State>>::default();
         let shared = state.clone();
-        buffer.0.map_async(wgpu::MapMode::Read, .., move |result| {
-            let mut state = lock(&shared);
-            state.result = Some(result);
-            if let Some(waker) = state.waker.take() {
-                waker.wake();
-            }
-        });
-        Self { gpu, buffer, ranges, state, polled: false }
+        gpu.scoped(|| {
+            buffer.0.map_async(wgpu::MapMode::Read, .., move |result| {
+                let mut state = lock(&shared);
+                state.result = Some(result);
+                if let Some(waker) = state.waker.take() {
+                    waker.wake();
+                }
+            });
+        })?;
+        Ok(Self { gpu, buffer, ranges, state, polled: false })
     }
 
     /// Blocks until the bytes are there.
@@ -60,7 +65,7 @@ impl Readback {
             return Ok(Vec::new());
         }
         let padded = range.start..range.end.next_multiple_of(4);
-        let view = self.buffer.0.get_mapped_range(padded).map_err(|error| Error::Device(error.to_string()))?;
+        let view = self.buffer.0.get_mapped_range(padded).map_err(|error| self.gpu.complaint(&error))?;
         Ok(view[..(range.end - range.start) as usize].to_vec())
     }
 }
@@ -94,6 +99,7 @@ fn drive(_gpu: Arc<Gpu>) {}
 
 impl Drop for Readback {
     fn drop(&mut self) {
-        self.buffer.0.unmap();
+        // A device that was lost meanwhile complains, which whoever waits for the result learns from its mapping.
+        let _ = self.gpu.scoped(|| self.buffer.0.unmap());
     }
 }

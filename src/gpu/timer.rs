@@ -53,13 +53,13 @@ impl GpuProgram {
         if self.gpu.capabilities().timestamps {
             return Ok((self.timed(&each)?, Clock::Gpu));
         }
-        let encoder = self.encoder_with_uploads();
+        let encoder = self.encoder_with_uploads()?;
         self.finish(encoder)?;
         let mut seconds = Vec::with_capacity(each.len());
         for step in each {
             self.gpu.wait()?;
             let start = Instant::now();
-            let mut encoder = self.encoder_with_uploads();
+            let mut encoder = self.encoder_with_uploads()?;
             self.record_pass(&mut encoder, step, None);
             self.finish(encoder)?;
             self.gpu.wait()?;
@@ -77,7 +77,7 @@ impl GpuProgram {
             Some(timer) => timer,
             None => Timer::new(&self.gpu, u32::try_from(self.steps.len()).expect("steps fit 32 bits"))?,
         };
-        let mut encoder = self.encoder_with_uploads();
+        let mut encoder = self.encoder_with_uploads()?;
         for (range, query) in passes.iter().zip((0..).step_by(2)) {
             self.record_pass(&mut encoder, range.clone(), Some((&timer.queries, query)));
         }
@@ -86,7 +86,7 @@ impl GpuProgram {
         let bytes = 8 * u64::from(count);
         encoder.copy_buffer_to_buffer(&timer.resolved.0, 0, &timer.readback.0, 0, bytes);
         self.finish(encoder)?;
-        let ticks = Readback::start(self.gpu.clone(), timer.readback.clone(), std::iter::once(0..bytes).collect())
+        let ticks = Readback::start(self.gpu.clone(), timer.readback.clone(), std::iter::once(0..bytes).collect())?
             .wait()?
             .remove(0);
         self.timer = Some(timer);

@@ -144,7 +144,7 @@ impl MatMul {
         if !self.alpha.is_finite() {
             return Err(Error::option("matmul", format!("alpha is {}, it must be finite", self.alpha)));
         }
-        let [a, b, ..] = inputs else {
+        let ([a, b] | [a, b, _]) = inputs else {
             return fail(format!("takes two factors and a bias, got {} tensors", inputs.len()));
         };
         if let Some(desc) = inputs.iter().find(|desc| !desc.dtype.is_device_float()) {
