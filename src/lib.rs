@@ -36,9 +36,9 @@
 //! | [`gpu`] | the only folder that names wgpu |
 //! | [`cpu`] | the native backend |
 //! | [`device`], [`plan`] | either of the two behind one face |
-//! | [`reference`], [`verify`] | the oracle; every technique against it |
+//! | [`mod@reference`], [`verify`] | the oracle; every technique against it |
 //! | [`nn`] | layers built on graphs, and files that hold their weights |
-//! | [`bench`] | suites, measurement, reports |
+//! | [`mod@bench`] | suites, measurement, reports |
 //!
 //! `shaders/<op>_<technique>.wgsl` is one kernel, plain WGSL; `shaders/lib` holds functions that kernels share, where files
 //! with the same function names are interchangeable.

@@ -43,17 +43,7 @@ static SUBJECTS: LazyLock<Vec<Result<Subject, (String, String)>>> = LazyLock::ne
     [Ok(cpu)].into_iter().chain(gpus).collect()
 });
 
-impl Subject {
-    /// A skip that is counted and printed; in CI a failure on devices that every machine can have.
-    pub fn skip(&self, reason: &str) -> Verdict {
-        if in_ci() && self.hosted {
-            return Err(format!("{} must not skip in CI: {reason}", self.name).into());
-        }
-        Ok(Completion::ignored_with(reason))
-    }
-}
-
-/// A trial for each device, named `name/device`, and one that skips or fails where there is no adapter.
+/// A trial for each device, named `name/device`, and one that is skipped where there is no adapter.
 pub fn each_device(name: &str, body: impl Fn(&Subject) -> Verdict + Send + Sync + 'static) -> Vec<Trial> {
     each_of(&[Backend::Cpu, Backend::Gpu], name, body)
 }
@@ -70,7 +60,9 @@ pub fn each_of(
         match subject {
             Ok(subject) if backends.contains(&subject.device.capabilities().backend) => {
                 let body = body.clone();
-                trials.push(Trial::ignorable_test(format!("{name}/{}", subject.name), move || body(subject)));
+                trials.push(Trial::ignorable_test(format!("{name}/{}", subject.name), move || {
+                    strict(subject, body(subject))
+                }));
             }
             Ok(_) => {}
             Err((device, why)) => {
@@ -80,16 +72,29 @@ pub fn each_of(
         }
     }
     if SUBJECTS.len() == 1 && backends.contains(&Backend::Gpu) {
-        trials.push(Trial::ignorable_test(format!("{name}/any adapter"), || {
-            let reason = "there is no Vulkan, Metal or DirectX adapter; scripts/test installs a software one";
-            if in_ci() { Err(reason.into()) } else { Ok(Completion::ignored_with(reason)) }
-        }));
+        trials.push(Trial::ignorable_test(format!("{name}/any adapter"), || Ok(Completion::ignored_with(NO_ADAPTER))));
     }
     trials
 }
 
-/// Runs trials with the standard command line.
-pub fn run(trials: Vec<Trial>) -> ExitCode {
+const NO_ADAPTER: &str = "there is no Vulkan, Metal or DirectX adapter; scripts/test installs a software one";
+
+/// A skip is counted and printed; in CI it is a failure on devices that every machine can have.
+fn strict(subject: &Subject, verdict: Verdict) -> Verdict {
+    match verdict {
+        Ok(Completion::Ignored { reason }) if in_ci() && subject.hosted => {
+            let reason = reason.unwrap_or_default();
+            Err(format!("{} must not skip in CI: {reason}", subject.name).into())
+        }
+        verdict => verdict,
+    }
+}
+
+/// Runs trials with the standard command line. In CI there must be an adapter.
+pub fn run(mut trials: Vec<Trial>) -> ExitCode {
+    if in_ci() && SUBJECTS.len() == 1 {
+        trials.push(Trial::test("an adapter is present", || Err(NO_ADAPTER.into())));
+    }
     libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
 }
 
