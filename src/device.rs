@@ -131,7 +131,7 @@ impl Device {
     pub fn upload(&self, tensor: &HostTensor) -> Result<DeviceTensor> {
         let storage = match &self.inner {
             Inner::Gpu(gpu) => Storage::Gpu(gpu.upload(tensor)?),
-            Inner::Cpu(cpu) => Storage::Cpu(cpu.upload(tensor.bytes())),
+            Inner::Cpu(cpu) => Storage::Cpu(cpu.upload(tensor.bytes())?),
         };
         Ok(DeviceTensor { desc: tensor.desc().clone(), storage })
     }

@@ -71,6 +71,11 @@ impl Schedule {
             return Err(Error::Graph("there is no output; name one with Graph::output".into()));
         }
         let nodes = needed(graph);
+        if let Some((op, _)) = options.techniques.iter().find(|(op, _)| nodes.iter().all(|node| node.op.name() != op)) {
+            let mut ops: Vec<_> = nodes.iter().map(|node| node.op.name()).collect();
+            ops.dedup();
+            return Err(Error::Plan(format!("a technique is given for `{op}`; the ops are {}", ops.join(", "))));
+        }
         let (slots, slot_of) = place(graph, &nodes);
         let operand = |tensor: Tensor| Operand {
             slot: slot_of[graph.root(tensor)].expect("every tensor that is needed has a slot"),

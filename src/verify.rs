@@ -130,7 +130,7 @@ impl Prepared {
         let outputs = self.case.op.outputs(&self.case.descs())?;
         match (technique, &device.inner) {
             (Technique::Gpu(launch), Inner::Gpu(gpu)) => gpu::run_trial(gpu, launch, &self.inputs, &outputs, GUARD),
-            (Technique::Cpu(kernel), Inner::Cpu(_)) => Ok(cpu::run_trial(kernel, &self.inputs, &outputs, GUARD)),
+            (Technique::Cpu(kernel), Inner::Cpu(_)) => cpu::run_trial(kernel, &self.inputs, &outputs, GUARD),
             _ => Err(crate::Error::Device("the technique is for another kind of device".into())),
         }
     }

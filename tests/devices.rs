@@ -35,6 +35,7 @@ fn main() -> ExitCode {
     trials.extend(each_device("more than 65,535 workgroups work", many_workgroups));
     trials.extend(each_of(&[Backend::Gpu], "a device without features", without_features));
     trials.extend(each_of(&[Backend::Gpu], "a buffer over the binding limit", over_the_limit));
+    trials.extend(each_of(&[Backend::Cpu], "more memory than there is", out_of_memory));
     trials.extend(each_of(&[Backend::Gpu], "a tensor of the other backend", other_backend));
     trials.extend(each_of(&[Backend::Gpu], "device lost", device_lost));
     trials.push(Trial::test("which device is taken", which_device));
@@ -114,6 +115,14 @@ fn bad_uses() -> Vec<BadUse> {
             "a wrong shape of the right length",
             |device| softmax_plan(device)?.write("x", &x().reshape(&[3, 2])?),
             "plan: `x` is f32 [2, 3], got f32 [3, 2]",
+        ),
+        (
+            "a technique for an op that is not there",
+            |device| {
+                let options = PlanOptions { techniques: vec![("sofmax".into(), "softmax_row".into())] };
+                Plan::with_options(device, &softmax_graph()?, &options).map(drop)
+            },
+            "plan: a technique is given for `sofmax`; the ops are softmax",
         ),
         (
             "the reference without input",
@@ -240,6 +249,16 @@ fn over_the_limit(subject: &Subject) -> Verdict {
     let text =
         device.upload(&HostTensor::zeros(TensorDesc::new(Dtype::F32, [(1 << 25) + 1]))).expect_err("4 bytes more");
     assert!(matches!(text, Error::TooLarge { needed: 134_217_732, allowed: 134_217_728, .. }), "{text}");
+    Ok(Completion::Completed)
+}
+
+fn out_of_memory(subject: &Subject) -> Verdict {
+    let mut graph = Graph::new();
+    let x = graph.input("x", TensorDesc::new(Dtype::F32, [1 << 20, 1 << 30]))?;
+    let y = graph.softmax(x, 1.0)?;
+    graph.output("y", y)?;
+    let why = Plan::new(&subject.device, &graph).expect_err("no host has four petabytes");
+    assert_eq!(why.to_string(), format!("device: the host has no {} bytes for one buffer", 1_u64 << 52));
     Ok(Completion::Completed)
 }
 

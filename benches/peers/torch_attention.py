@@ -1,9 +1,11 @@
 """PyTorch's attention and the seed-2 layer, in turns with `regard bench` on the same problems."""
 
 import argparse
+import datetime
 import json
 import math
 import os
+import platform
 import statistics
 import subprocess
 import sys
@@ -97,6 +99,23 @@ def time_regard(command, problem, device):
     return lines[0]
 
 
+def commit():
+    """The commit of the tree that this script lies in, marked if it was changed since."""
+    folder = os.path.dirname(os.path.abspath(__file__))
+    result = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True)
+    return result.stdout.strip() or None
+
+
+def cpu():
+    """Model name and number of processors, as Linux tells them."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    except OSError:
+        return platform.processor()
+    return f"{names[0]}, {len(names)} processors" if names else platform.processor()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--regard", default="target/release/regard")
@@ -136,6 +155,9 @@ def main():
         if arguments.out:
             record = {
                 "schema": "regard.peer/1",
+                "date": datetime.date.today().isoformat(),
+                "commit": commit(),
+                "cpu": cpu(),
                 "problem": problem,
                 "peer": f"PyTorch {torch.__version__}",
                 "threads": arguments.threads,

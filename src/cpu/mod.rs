@@ -9,6 +9,7 @@ pub(crate) use program::{CpuProgram, run_trial};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::capabilities::Capabilities;
+use crate::error::Result;
 use crate::weights::WeightCache;
 
 /// The host's cores.
@@ -47,12 +48,12 @@ impl Cpu {
         self.created.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn create_buffer(&self, bytes: u64) -> CpuBuffer {
+    pub(crate) fn create_buffer(&self, bytes: u64) -> Result<CpuBuffer> {
         self.created.fetch_add(1, Ordering::Relaxed);
         CpuBuffer::zeroed(bytes)
     }
 
-    pub(crate) fn upload(&self, bytes: &[u8]) -> CpuBuffer {
+    pub(crate) fn upload(&self, bytes: &[u8]) -> Result<CpuBuffer> {
         self.created.fetch_add(1, Ordering::Relaxed);
         CpuBuffer::from_bytes(bytes)
     }

@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
 use crate::cpu::Cpu;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::op::{CpuKernel, Technique};
 use crate::plan::{Clock, Sample};
 use crate::schedule::{Operand, Role, Schedule, Step};
@@ -20,15 +20,18 @@ pub(crate) struct Line([u8; 64]);
 pub struct CpuBuffer(Arc<RwLock<Vec<Line>>>);
 
 impl CpuBuffer {
-    pub(crate) fn zeroed(bytes: u64) -> Self {
-        let lines = usize::try_from(bytes.div_ceil(64)).expect("a buffer of the host fits its address space");
-        Self(Arc::new(RwLock::new(bytemuck::zeroed_vec(lines))))
+    /// Errs when the host has no such memory.
+    pub(crate) fn zeroed(bytes: u64) -> Result<Self> {
+        let lines = usize::try_from(bytes.div_ceil(64)).ok();
+        let memory = lines.and_then(|lines| bytemuck::try_zeroed_vec(lines).ok());
+        let memory = memory.ok_or_else(|| Error::Device(format!("the host has no {bytes} bytes for one buffer")))?;
+        Ok(Self(Arc::new(RwLock::new(memory))))
     }
 
-    pub(crate) fn from_bytes(bytes: &[u8]) -> Self {
-        let buffer = Self::zeroed(bytes.len() as u64);
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self> {
+        let buffer = Self::zeroed(bytes.len() as u64)?;
         buffer.write()[..bytes.len()].copy_from_slice(bytes);
-        buffer
+        Ok(buffer)
     }
 
     pub(crate) fn same(&self, other: &Self) -> bool {
@@ -65,9 +68,14 @@ impl<L: std::ops::DerefMut<Target = Vec<Line>>> std::ops::DerefMut for Guard<L> 
 
 /// One kernel on its own, its outputs full of NaN before and followed by guard bytes: the bytes of each output with
 /// `guard` bytes after them. All start as 0xff.
-pub(crate) fn run_trial(kernel: &CpuKernel, inputs: &[HostTensor], outputs: &[TensorDesc], guard: u64) -> Vec<Vec<u8>> {
-    let uploaded: Vec<_> = inputs.iter().map(|input| CpuBuffer::from_bytes(input.bytes())).collect();
-    let written: Vec<_> = outputs.iter().map(|output| CpuBuffer::zeroed(output.bytes() + guard)).collect();
+pub(crate) fn run_trial(
+    kernel: &CpuKernel,
+    inputs: &[HostTensor],
+    outputs: &[TensorDesc],
+    guard: u64,
+) -> Result<Vec<Vec<u8>>> {
+    let uploaded = inputs.iter().map(|input| CpuBuffer::from_bytes(input.bytes())).collect::<Result<Vec<_>>>()?;
+    let written = outputs.iter().map(|output| CpuBuffer::zeroed(output.bytes() + guard)).collect::<Result<Vec<_>>>()?;
     let reads: Vec<_> = uploaded.iter().map(CpuBuffer::read).collect();
     let mut writes: Vec<_> = written.iter().map(CpuBuffer::write).collect();
     writes.iter_mut().for_each(|bytes| bytes.fill(0xff));
@@ -78,7 +86,7 @@ pub(crate) fn run_trial(kernel: &CpuKernel, inputs: &[HostTensor], outputs: &[Te
         .map(|(bytes, desc)| ViewMut { desc, bytes: &mut bytes[..desc.bytes() as usize] })
         .collect();
     (kernel.run)(&views, &mut targets);
-    writes.iter().zip(outputs).map(|(bytes, desc)| bytes[..(desc.bytes() + guard) as usize].to_vec()).collect()
+    Ok(writes.iter().zip(outputs).map(|(bytes, desc)| bytes[..(desc.bytes() + guard) as usize].to_vec()).collect())
 }
 
 /// A schedule's memory and native kernels.
@@ -91,8 +99,8 @@ pub(crate) struct CpuProgram {
 impl CpuProgram {
     pub fn new(cpu: &Cpu, schedule: &Schedule) -> Result<Self> {
         let buffers = schedule.slots.iter().map(|slot| match &slot.role {
-            Role::Weight(value) => cpu.weights.get(value, |value| Ok(cpu.upload(value.bytes()))),
-            Role::Input | Role::Output | Role::Scratch => Ok(cpu.create_buffer(slot.bytes)),
+            Role::Weight(value) => cpu.weights.get(value, |value| cpu.upload(value.bytes())),
+            Role::Input | Role::Output | Role::Scratch => cpu.create_buffer(slot.bytes),
         });
         let steps = schedule.steps.iter().map(|step| match &step.technique {
             Technique::Cpu(kernel) => (kernel.clone(), step.clone()),

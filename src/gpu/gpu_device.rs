@@ -135,25 +135,13 @@ impl Gpu {
         }
     }
 
+    /// A buffer; mapped at first when the host writes it.
     pub(super) fn create_buffer(&self, label: &str, bytes: u64, usage: wgpu::BufferUsages) -> Result<GpuBuffer> {
-        self.make_buffer(label, bytes, usage, |_| ())
-    }
-
-    /// A buffer that is mapped while `fill` runs.
-    fn make_buffer(
-        &self,
-        label: &str,
-        bytes: u64,
-        usage: wgpu::BufferUsages,
-        fill: impl FnOnce(&wgpu::Buffer),
-    ) -> Result<GpuBuffer> {
         self.check_alive()?;
         self.buffers_created.fetch_add(1, Ordering::Relaxed);
         let mapped_at_creation = usage.contains(wgpu::BufferUsages::MAP_WRITE);
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size: padded(bytes), usage, mapped_at_creation };
-        let buffer = self.scoped(|| self.device.create_buffer(&descriptor))?;
-        fill(&buffer);
-        Ok(GpuBuffer(buffer))
+        self.scoped(|| self.device.create_buffer(&descriptor)).map(GpuBuffer)
     }
 
     pub(crate) fn upload(&self, tensor: &HostTensor) -> Result<GpuBuffer> {
