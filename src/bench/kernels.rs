@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::graph::Graph;
 use crate::mask::{Causal, Masking};
 use crate::op::Technique;
-use crate::ops::{MaskScores, MatMul, MergeHeads, Softmax, SplitHeads};
+use crate::ops::{MaskScores, MatMul, MergeHeads, ScoreRule, Softmax, SplitHeads};
 use crate::plan::PlanOptions;
 use crate::tensor::{Dtype, TensorDesc};
 
@@ -73,7 +73,7 @@ fn cases() -> Vec<Case> {
         let name = format!("matmul m={m},k={k},n={n}");
         Case::new(name, MatMul::default(), vec![input(&[m, k]), input(&[k, n])], matmul_tolerance(k))
     };
-    let mask_scores = MaskScores { masking: causal, ..MaskScores::default() };
+    let mask_scores = MaskScores { rule: ScoreRule { masking: causal, ..ScoreRule::default() } };
     vec![
         matmul([1024, 1024, 1024]),
         matmul([1, 4096, 4096]),
