@@ -1,6 +1,7 @@
 //! The ops, one file each, and the list of them that tests, `verify` and benches walk.
 
 mod attention_fused;
+mod concat;
 mod mask_cases;
 mod mask_scores;
 mod masks;
@@ -11,6 +12,7 @@ mod split_heads;
 
 pub use attention_fused::AttentionFused;
 pub(crate) use attention_fused::{MAX_HEAD_DIM, Sizes};
+pub use concat::Concat;
 pub use mask_scores::{MaskScores, ScoreMasks};
 pub use masks::ScoreRule;
 pub use matmul::{MatMul, Zeros};
@@ -37,6 +39,7 @@ pub const REGISTRY: &[Entry] = &[
     Entry { name: "mask_scores", cases: mask_scores::cases },
     Entry { name: "split_heads", cases: split_heads::cases },
     Entry { name: "merge_heads", cases: merge_heads::cases },
+    Entry { name: "concat", cases: concat::cases },
     Entry { name: "attention_fused", cases: attention_fused::cases },
 ];
 
