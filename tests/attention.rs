@@ -342,7 +342,8 @@ fn a_visible_nan_is_seen() -> Result<(), libtest_mimic::Failed> {
 /// Small problems with any sizes, heads, masks and fills. A failure is shrunk and printed.
 fn random_problems(subject: &Subject) -> Verdict {
     let sizes = (0..=2usize, 1..=3usize, 1..=2usize, 0..=20usize, 0..=40usize, 1..=35usize, 1..=35usize);
-    let alignment = prop_oneof![Just(None), Just(Some(Causal::TopLeft)), Just(Some(Causal::BottomRight))];
+    let past = (0..20u32).prop_map(|past| Some(Causal::Past(past)));
+    let alignment = prop_oneof![Just(None), Just(Some(Causal::TopLeft)), Just(Some(Causal::BottomRight)), past];
     let side = || prop::option::of(0..12i64);
     let window = prop::option::of((side(), side()).prop_map(|(left, right)| Window { left, right }));
     let fill = prop_oneof![Just(Fill::Exclude), Just(Fill::Assign(-1e9))];

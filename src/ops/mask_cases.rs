@@ -73,6 +73,7 @@ pub(super) fn mask_cases([batch, heads, seq_q, seq_kv]: [usize; 4]) -> Vec<MaskC
         MaskCase::none(),
         causal("causal top-left", Causal::TopLeft, Fill::Exclude),
         causal("causal bottom-right", Causal::BottomRight, Fill::Exclude),
+        causal("causal with a past", Causal::Past(3), Fill::Exclude),
         causal("causal assigned", Causal::BottomRight, assign),
         MaskCase::window("window 3, 2", Some(3), Some(2), None),
         MaskCase::window("causal window 4", Some(4), None, Some(Causal::TopLeft)),
@@ -94,6 +95,7 @@ pub(super) fn mask_cases([batch, heads, seq_q, seq_kv]: [usize; 4]) -> Vec<MaskC
         causal("lengths assigned", Causal::BottomRight, assign).lengths(batch, seq_kv),
         causal("lengths causal bottom-right", Causal::BottomRight, Fill::Exclude).lengths(batch, seq_kv),
         causal("lengths causal top-left", Causal::TopLeft, Fill::Exclude).lengths(batch, seq_kv),
+        causal("lengths causal with a past", Causal::Past(2), Fill::Exclude).lengths(batch, seq_kv),
         MaskCase::window("everything", Some(9), Some(3), None)
             .capped(2.0)
             .mask(&[batch, 1, seq_q, seq_kv], false)

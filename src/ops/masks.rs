@@ -193,7 +193,7 @@ impl Checked {
 
     /// Bottom-right is where the keys end that exist.
     fn band_follows(&self) -> bool {
-        self.rule.has_lengths && self.rule.masking.causal != Some(Causal::TopLeft)
+        self.rule.has_lengths && matches!(self.rule.masking.causal, None | Some(Causal::BottomRight))
     }
 
     fn full_band(&self) -> bool {
@@ -288,8 +288,11 @@ impl Definition {
 
     fn sees(&self, query: i64, key: i64, length: i64) -> bool {
         let masking = self.rule.masking;
-        let past = length - self.seq_q as i64;
-        let position = query + if masking.causal == Some(Causal::TopLeft) { 0 } else { past };
+        let position = match masking.causal {
+            Some(Causal::TopLeft) => query,
+            Some(Causal::Past(past)) => query + i64::from(past),
+            Some(Causal::BottomRight) | None => query + length - self.seq_q as i64,
+        };
         let window = masking.window.unwrap_or_default();
         let causal = masking.causal.is_none() || key <= position;
         let left = window.left.is_none_or(|left| key >= position - left);

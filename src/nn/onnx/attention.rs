@@ -258,18 +258,19 @@ fn positions(
     if past + seq_q == keys || (options.causal.is_none() && options.window.is_none()) {
         return Ok(());
     }
-    if past == 0 && attributes.causal {
-        options.causal = Some(Causal::TopLeft);
+    if attributes.causal {
+        let past = u32::try_from(past).map_err(|_| builder.node.fail(format!("a past of {past} keys is too long")))?;
+        options.causal = Some(Causal::Past(past));
         return Ok(());
     }
-    // Neither end of the keys is where the queries stand, so the band becomes a mask, in whichever of the two is free.
+    // A window alone stands at the end of the keys, and these queries do not: it becomes a mask, in whichever of the two is free.
     let sees = |(i, j): (usize, usize)| {
         let ahead = j as i64 - (i + past) as i64;
         let left = attributes.window.left.is_none_or(|left| -ahead <= left);
-        left && attributes.window.right.is_none_or(|right| ahead <= right) && !(attributes.causal && ahead > 0)
+        left && attributes.window.right.is_none_or(|right| ahead <= right)
     };
     let band: Vec<bool> = (0..seq_q).flat_map(|i| (0..keys).map(move |j| (i, j))).map(sees).collect();
-    (options.causal, options.window) = (None, None);
+    options.window = None;
     if options.mask.is_none() {
         options.mask = Some(builder.graph.constant(HostTensor::bool(&[seq_q, keys], band)?)?);
     } else {
