@@ -12,7 +12,7 @@ use regard::case::{Case, CaseInput};
 use regard::compare::{NanMeans, Tolerance, compare};
 use regard::mask::Masking;
 use regard::op::Rows;
-use regard::ops::{AttentionFused, REGISTRY};
+use regard::ops::{AttentionFused, REGISTRY, ScoreRule};
 use regard::{Attention, Causal, Device, Dtype, Graph, HostTensor, Plan, Strategy};
 
 /// `[batch, heads, kv_heads, seq_q, seq_kv, head_dim]`.
@@ -83,7 +83,7 @@ impl Problem {
     fn case(&self) -> Case {
         let [batch, heads, kv_heads, seq_q, seq_kv, head_dim] = self.sizes;
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let op = AttentionFused { scale, masking: self.masking(), has_mask: false, has_bias: false };
+        let op = AttentionFused { scale, rule: ScoreRule { masking: self.masking(), ..ScoreRule::default() } };
         let shapes =
             [[batch, heads, seq_q, head_dim], [batch, kv_heads, seq_kv, head_dim], [batch, kv_heads, seq_kv, head_dim]];
         let inputs = shapes.iter().map(|shape| CaseInput::normal(self.dtype, shape, 1.0)).collect();

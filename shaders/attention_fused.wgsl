@@ -1,8 +1,9 @@
-// attention_fused: o = softmax(mask(q · kᵀ × scale + bias)) · v in one pass over the keys; scores are never stored.
+// attention_fused: o = softmax(mask(softcap(q · kᵀ × scale) + bias)) · v in one pass over the keys; scores are never stored.
 //
 //   q  [batch, heads, seq_q, HEAD_DIM]       k  [batch, kv_heads, seq_kv, HEAD_DIM]
 //   v  [batch, kv_heads, seq_kv, VALUE_DIM]  o  [batch, heads, seq_q, VALUE_DIM]
-//   mask, bias  broadcast to [batch, heads, seq_q, seq_kv]; query head h reads key head h / (heads / kv_heads)
+//   mask, bias  broadcast to [batch, heads, seq_q, seq_kv]; lengths  [batch], how many keys there are;
+//   query head h reads key head h / (heads / kv_heads)
 //
 // A workgroup of 8 × 8 lanes owns QUERIES query rows of one head and walks the keys in tiles of KEYS. A lane owns 4 rows × 4
 // keys of the scores, and the same rows × 4 of every CHUNK value dimensions of o. Head dimensions pass through workgroup
@@ -38,6 +39,10 @@ struct Params {
     scale: f32,
     fill: f32,
     excluded: f32,
+    softcap: f32,
+    band_follows: u32,
+    mask_keys: u32,
+    bias_keys: u32,
     band_lower: i32,
     band_upper: i32,
     visit_lower: i32,
@@ -68,6 +73,7 @@ struct Tile {
     batch: u32,
     head: u32,
     first_row: u32,
+    length: u32, // keys that exist
     q_start: u32,
     k_start: u32,
     v_start: u32,
@@ -81,14 +87,14 @@ fn q_element(tile: Tile, row: u32, d: u32) -> f32 {
 }
 
 fn k_element(tile: Tile, key: u32, d: u32) -> f32 {
-    if key >= params.seq_kv || d >= HEAD_DIM {
+    if key >= tile.length || d >= HEAD_DIM {
         return 0.0;
     }
     return f32(k[tile.k_start + key * HEAD_DIM + d]);
 }
 
 fn v_element(tile: Tile, key: u32, d: u32) -> f32 {
-    if key >= params.seq_kv || d >= VALUE_DIM {
+    if key >= tile.length || d >= VALUE_DIM {
         return 0.0;
     }
     return f32(v[tile.v_start + key * VALUE_DIM + d]);
@@ -132,11 +138,11 @@ fn outer(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
 }
 
 fn masked(tile: Tile, row: u32, key: u32, product: f32) -> f32 {
-    if key >= params.seq_kv {
+    if key >= tile.length {
         return params.excluded;
     }
     let i = min(tile.first_row + row, params.seq_q - 1u);
-    let score = biased(product * params.scale, tile.batch, tile.head, i, key);
+    let score = biased(capped(product * params.scale), tile.batch, tile.head, i, key);
     return select(params.fill, score, allowed(tile.batch, tile.head, i, key));
 }
 
@@ -198,16 +204,18 @@ fn main(
     let first_row = at % tiles * QUERIES;
     let kv_head = batch * params.kv_heads + head / (params.heads / params.kv_heads);
     let q_row = (batch * params.heads + head) * params.seq_q + first_row;
+    let length = key_length(batch);
     let tile = Tile(
-        batch, head, first_row, q_row * HEAD_DIM, kv_head * params.seq_kv * HEAD_DIM, kv_head * params.seq_kv * VALUE_DIM);
+        batch, head, first_row, length, q_row * HEAD_DIM, kv_head * params.seq_kv * HEAD_DIM, kv_head * params.seq_kv * VALUE_DIM);
     let x = lane % EDGE; // which four keys, or value dimensions
     let y = lane / EDGE; // which four rows
     let row = 4u * y;
 
     // Keys that some row of the tile may look at.
+    let shift = band_shift(batch);
     let last_row = i32(min(first_row + QUERIES, params.seq_q)) - 1;
-    let begin = u32(clamp(i32(first_row) + params.visit_lower, 0, i32(params.seq_kv))) / KEYS * KEYS;
-    let end = u32(clamp(last_row + params.visit_upper + 1, 0, i32(params.seq_kv)));
+    let begin = u32(clamp(i32(first_row) + params.visit_lower + shift, 0, i32(length))) / KEYS * KEYS;
+    let end = u32(clamp(last_row + params.visit_upper + shift + 1, 0, i32(length)));
 
     var maximum = vec4(LOWEST); // of each row
     var sum = vec4<f32>(); // of each row, over the keys of this lane only

@@ -1,7 +1,8 @@
-// mask_scores_each: y = x + bias where query i may look at key j, the fill elsewhere.
+// mask_scores_each: y = softcap(x) + bias where query i may look at key j, the fill elsewhere, −inf where there is no key.
 //
 //   x, y  [batch, heads, seq_q, seq_kv]
 //   mask  boolean, broadcast to x (allow_dense); bias  additive, broadcast to x (bias_dense)
+//   lengths  [batch], how many keys there are (lengths_dense)
 //
 // A lane owns one element.
 
@@ -16,6 +17,11 @@ struct Params {
     band_lower: i32,
     band_upper: i32,
     fill: f32,
+    excluded: f32,
+    softcap: f32,
+    band_follows: u32,
+    mask_keys: u32,
+    bias_keys: u32,
     mask_batch: u32,
     mask_head: u32,
     mask_query: u32,
@@ -44,6 +50,7 @@ fn main(
     let i = at / params.seq_kv % params.seq_q;
     let head = at / (params.seq_kv * params.seq_q) % params.heads;
     let batch = at / (params.seq_kv * params.seq_q * params.heads);
-    let score = biased(f32(x[at]), batch, head, i, j);
-    y[at] = Elem(select(params.fill, score, allowed(batch, head, i, j)));
+    let score = biased(capped(f32(x[at])), batch, head, i, j);
+    let masked = select(params.fill, score, allowed(batch, head, i, j));
+    y[at] = Elem(select(masked, params.excluded, j >= key_length(batch)));
 }

@@ -20,19 +20,26 @@ pub enum Strategy {
 
 /// Options of [`Graph::attention`].
 ///
-/// Order: `scores = q · kᵀ × scale`, plus `bias`, masked, softmax over the keys, times `v`.
+/// Order: `scores = q · kᵀ × scale`, softcap, plus `bias`, masked, softmax over the keys, times `v`.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Attention {
     /// Multiplies q · kᵀ; `1 / √head_dim` by default.
     pub scale: Option<f32>,
+    /// A score s becomes `c · tanh(s / c)` before bias and mask; larger than zero.
+    pub softcap: Option<f32>,
     /// Causality and where its diagonal lies.
     pub causal: Option<Causal>,
     /// Sliding window.
     pub window: Option<Window>,
-    /// Boolean mask that broadcasts to `[batch, heads, seq_q, seq_kv]`, true where a key takes part.
+    /// Boolean mask that broadcasts to `[batch, heads, seq_q, seq_kv]`, true where a key takes part. It may end before the
+    /// keys; the others do not take part.
     pub mask: Option<Tensor>,
-    /// Additive mask (f32 or f16, −inf allowed) that broadcasts to `[batch, heads, seq_q, seq_kv]`.
+    /// Additive mask (f32 or f16, −inf allowed) that broadcasts to `[batch, heads, seq_q, seq_kv]`. It may end before the
+    /// keys; the others do not take part.
     pub bias: Option<Tensor>,
+    /// How many keys there are, u32 `[batch]`, at most `seq_kv`: the rest is never looked at. It is data, so a growing cache
+    /// needs no new plan. Bottom-right causality and windows count from it.
+    pub kv_lengths: Option<Tensor>,
     /// What a masked score becomes.
     pub fill: Fill,
     /// How it is computed.
@@ -42,7 +49,11 @@ pub struct Attention {
 /// Unfused attention with its intermediates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttentionSteps {
-    /// Scaled and masked scores, f32 `[batch, heads, seq_q, seq_kv]`.
+    /// Scaled scores, f32 `[batch, heads, seq_q, seq_kv]`.
+    pub raw: Tensor,
+    /// Scores after the softcap; `raw` where there is none.
+    pub capped: Tensor,
+    /// Scaled, capped and masked scores, f32 `[batch, heads, seq_q, seq_kv]`.
     pub scores: Tensor,
     /// Attention weights, f32 `[batch, heads, seq_q, seq_kv]`.
     pub weights: Tensor,
@@ -65,13 +76,9 @@ impl Graph {
         if options.strategy == Strategy::Unfused || (options.strategy == Strategy::Auto && too_wide) {
             return Ok(self.attention_steps([q, k, v], options)?.output);
         }
-        let op = AttentionFused {
-            scale: options.scale(&sizes)?,
-            masking: options.masking(),
-            has_mask: options.mask.is_some(),
-            has_bias: options.bias.is_some(),
-        };
-        let inputs: Vec<Tensor> = [q, k, v].into_iter().chain(options.mask).chain(options.bias).collect();
+        let (rule, tensors) = options.masks().rule();
+        let op = AttentionFused { scale: options.scale(&sizes)?, rule };
+        let inputs: Vec<Tensor> = [q, k, v].into_iter().chain(tensors).collect();
         Ok(self.add(op, &inputs)?[0])
     }
 
@@ -97,19 +104,21 @@ impl Graph {
         let values = self.reshape(v, &[batch, kv_heads, seq_kv, head_dim_v])?;
         let product = MatMul { alpha, transpose_b: true, output: Some(Dtype::F32), ..MatMul::default() };
         let scores = self.matmul(rows, keys, None, product)?;
-        let mut scores = self.reshape(scores, &[batch, heads, seq_q, seq_kv])?;
-        let masks = ScoreMasks { masking: options.masking(), mask: options.mask, bias: options.bias };
-        let masked =
-            masks.mask.is_some() || masks.bias.is_some() || !masks.masking.band(seq_q, seq_kv).is_full(seq_q, seq_kv);
-        if masked {
-            scores = self.mask_scores(scores, &masks)?;
-        }
+        let raw = self.reshape(scores, &[batch, heads, seq_q, seq_kv])?;
+        let masks = options.masks();
+        let capped = match masks.softcap {
+            None => raw,
+            softcap => self.mask_scores(raw, &ScoreMasks { softcap, ..ScoreMasks::default() })?,
+        };
+        let uncapped = ScoreMasks { softcap: None, ..masks };
+        let masked = uncapped.rule().0.changes(seq_q, seq_kv);
+        let scores = if masked { self.mask_scores(capped, &uncapped)? } else { capped };
         let weights = self.softmax(scores, 1.0)?;
         let zeros = if masked { Zeros::Annihilate } else { Zeros::Multiply };
         let rows = self.reshape(weights, &[batch, kv_heads, group * seq_q, seq_kv])?;
         let weighted = MatMul { zeros, output: Some(dtype), ..MatMul::default() };
         let output = self.matmul(rows, values, None, weighted)?;
-        Ok(AttentionSteps { scores, weights, output: self.reshape(output, &output_shape)? })
+        Ok(AttentionSteps { raw, capped, scores, weights, output: self.reshape(output, &output_shape)? })
     }
 
     fn sizes(&self, [q, k, v]: [Tensor; 3]) -> Result<Sizes> {
@@ -121,6 +130,17 @@ impl Attention {
     /// The options that are not tensors.
     pub fn masking(&self) -> Masking {
         Masking { causal: self.causal, window: self.window, fill: self.fill }
+    }
+
+    /// What happens to a scaled score.
+    fn masks(&self) -> ScoreMasks {
+        ScoreMasks {
+            softcap: self.softcap,
+            masking: self.masking(),
+            mask: self.mask,
+            bias: self.bias,
+            kv_lengths: self.kv_lengths,
+        }
     }
 
     fn scale(&self, sizes: &Sizes) -> Result<f32> {

@@ -73,6 +73,7 @@ pub mod reference;
 mod schedule;
 pub mod shader;
 pub mod tensor;
+mod timing;
 pub mod verify;
 mod weights;
 

@@ -12,6 +12,8 @@ pub enum Causal {
     TopLeft,
     /// `j <= i + seq_kv - seq_q`: the last query sees the last key (FlashAttention, ONNX with a past).
     BottomRight,
+    /// `j <= i + past`: so many keys come before the first query's own.
+    Past(u32),
 }
 
 /// How far a query sees around its own position; `None` is unlimited.
@@ -104,7 +106,11 @@ impl Masking {
     /// The band that causality and window leave for these lengths.
     pub fn band(&self, seq_q: usize, seq_kv: usize) -> Band {
         let bottom_right = seq_kv as i64 - seq_q as i64;
-        let offset = if self.causal == Some(Causal::TopLeft) { 0 } else { bottom_right };
+        let offset = match self.causal {
+            Some(Causal::TopLeft) => 0,
+            Some(Causal::Past(past)) => i64::from(past).min(UNLIMITED / 2),
+            Some(Causal::BottomRight) | None => bottom_right,
+        };
         let mut band = Band::FULL;
         if self.causal.is_some() {
             band.upper = offset;
@@ -132,6 +138,8 @@ mod tests {
         let past_the_keys = masking(Causal::BottomRight).band(4, 2);
         assert_eq!([past_the_keys.keys(0, 2), past_the_keys.keys(3, 2)], [0..0, 0..2]);
         assert_eq!(top_left.visible(2, 4), 3);
+        let past = masking(Causal::Past(1)).band(2, 4);
+        assert_eq!([past.keys(0, 4), past.keys(1, 4)], [0..2, 0..3]);
     }
 
     #[test]

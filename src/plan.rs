@@ -10,49 +10,10 @@ use crate::graph::Graph;
 pub use crate::schedule::{PlanDescription, PlanOptions, StepDescription};
 use crate::schedule::{Port, Schedule};
 use crate::tensor::HostTensor;
+pub use crate::timing::{Clock, Profile, Sample};
 
 /// Output tensors by name.
 pub type Outputs = BTreeMap<String, HostTensor>;
-
-/// What a duration was measured with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Clock {
-    /// Timestamps that the GPU wrote.
-    Gpu,
-    /// The host's clock around native code.
-    Host,
-    /// The host's clock from submission to completion, because the device has no timestamps.
-    HostNoTimestamps,
-}
-
-impl Clock {
-    /// In words, with the reason where it is a makeshift.
-    pub fn describe(self) -> &'static str {
-        match self {
-            Self::Gpu => "GPU timestamps",
-            Self::Host => "host clock",
-            Self::HostNoTimestamps => "host clock with submission, the device has no timestamps",
-        }
-    }
-}
-
-/// Duration of one run.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Sample {
-    /// Seconds.
-    pub seconds: f64,
-    /// What measured them.
-    pub clock: Clock,
-}
-
-/// Duration of each step of one run.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Profile {
-    /// Technique and seconds, in order of execution.
-    pub steps: Vec<(&'static str, f64)>,
-    /// What measured them.
-    pub clock: Clock,
-}
 
 /// A graph's steps with their memory on one device. `Send` and `Sync`; runs of one plan follow each other.
 #[derive(Debug)]

@@ -17,6 +17,8 @@ pub enum Dtype {
     F64,
     /// One byte per element, 0 or 1; masks, where true takes part.
     Bool,
+    /// 32-bit unsigned integer: lengths.
+    U32,
 }
 
 impl Dtype {
@@ -24,7 +26,7 @@ impl Dtype {
     pub fn size(self) -> usize {
         match self {
             Self::F64 => 8,
-            Self::F32 => 4,
+            Self::F32 | Self::U32 => 4,
             Self::F16 => 2,
             Self::Bool => 1,
         }
@@ -43,6 +45,7 @@ impl fmt::Display for Dtype {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bool => "bool",
+            Self::U32 => "u32",
         })
     }
 }
@@ -106,6 +109,7 @@ enum Data {
     F16(Vec<f16>),
     F64(Vec<f64>),
     Bool(Vec<bool>),
+    U32(Vec<u32>),
 }
 
 /// A tensor in host memory.
@@ -139,6 +143,11 @@ impl HostTensor {
         Self::checked(Dtype::Bool, shape, data.len(), Data::Bool(data))
     }
 
+    /// u32 elements in row-major order. Errors as [`HostTensor::f32`].
+    pub fn u32(shape: &[usize], data: Vec<u32>) -> Result<Self> {
+        Self::checked(Dtype::U32, shape, data.len(), Data::U32(data))
+    }
+
     /// All zeros (false for bool).
     pub fn zeros(desc: TensorDesc) -> Self {
         let len = desc.len();
@@ -147,6 +156,7 @@ impl HostTensor {
             Dtype::F16 => Data::F16(vec![f16::ZERO; len]),
             Dtype::F64 => Data::F64(vec![0.0; len]),
             Dtype::Bool => Data::Bool(vec![false; len]),
+            Dtype::U32 => Data::U32(vec![0; len]),
         };
         Self { desc, data }
     }
@@ -163,6 +173,7 @@ impl HostTensor {
             Dtype::F32 => Data::F32(bytemuck::pod_collect_to_vec(bytes)),
             Dtype::F16 => Data::F16(bytemuck::pod_collect_to_vec(bytes)),
             Dtype::F64 => Data::F64(bytemuck::pod_collect_to_vec(bytes)),
+            Dtype::U32 => Data::U32(bytemuck::pod_collect_to_vec(bytes)),
             Dtype::Bool => Data::Bool(
                 bytes
                     .iter()
@@ -194,6 +205,7 @@ impl HostTensor {
             Data::F16(data) => bytemuck::cast_slice(data),
             Data::F64(data) => bytemuck::cast_slice(data),
             Data::Bool(data) => bytemuck::cast_slice(data),
+            Data::U32(data) => bytemuck::cast_slice(data),
         }
     }
 
@@ -228,10 +240,11 @@ impl HostTensor {
             Data::F16(data) => data.iter().map(|x| x.to_f64()).collect(),
             Data::F64(data) => data.clone(),
             Data::Bool(data) => data.iter().map(|&x| f64::from(u8::from(x))).collect(),
+            Data::U32(data) => data.iter().map(|&x| f64::from(x)).collect(),
         }
     }
 
-    /// The same values in another dtype, rounded to nearest; non-zero becomes true.
+    /// The same values in another dtype, rounded to nearest; non-zero becomes true, and u32 saturates.
     #[must_use]
     pub fn cast(&self, dtype: Dtype) -> Self {
         if dtype == self.desc.dtype {
@@ -243,6 +256,7 @@ impl HostTensor {
             Dtype::F16 => Data::F16(wide.iter().map(|&x| f16::from_f64(x)).collect()),
             Dtype::F64 => Data::F64(wide),
             Dtype::Bool => Data::Bool(wide.iter().map(|&x| x != 0.0).collect()),
+            Dtype::U32 => Data::U32(wide.iter().map(|&x| x as u32).collect()),
         };
         Self { desc: TensorDesc::new(dtype, self.desc.shape.clone()), data }
     }

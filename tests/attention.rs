@@ -46,6 +46,7 @@ struct Problem {
     v: Vec<usize>,
     mask: Option<Vec<usize>>,
     bias: Option<(Dtype, Vec<usize>)>,
+    kv_lengths: Option<Vec<u32>>,
     options: Attention,
     deviation: f32,
 }
@@ -59,7 +60,9 @@ fn graph(problem: &Problem, strategy: Strategy) -> Graph {
         .map(|(name, shape)| input(name, problem.dtype, shape));
     let mask = problem.mask.as_ref().map(|shape| input("mask", Dtype::Bool, shape));
     let bias = problem.bias.as_ref().map(|(dtype, shape)| input("bias", *dtype, shape));
-    let y = graph.attention(q, k, v, &Attention { mask, bias, strategy, ..problem.options }).expect("shapes that fit");
+    let kv_lengths = problem.kv_lengths.as_ref().map(|lengths| input("kv_lengths", Dtype::U32, &[lengths.len()]));
+    let options = Attention { mask, bias, kv_lengths, strategy, ..problem.options };
+    let y = graph.attention(q, k, v, &options).expect("shapes that fit");
     graph.output("y", y).expect("a new name");
     graph
 }
@@ -79,6 +82,10 @@ fn draw(problem: &Problem) -> Vec<(&'static str, HostTensor)> {
     inputs.extend(problem.bias.iter().map(|(dtype, shape)| {
         let values = Values::Bias { excluded: 0.2 };
         ("bias", CaseInput { desc: TensorDesc::new(*dtype, shape.clone()), values })
+    }));
+    inputs.extend(problem.kv_lengths.iter().map(|lengths| {
+        let lengths = HostTensor::u32(&[lengths.len()], lengths.clone()).expect("one length for each");
+        ("kv_lengths", CaseInput { desc: lengths.desc().clone(), values: Values::Given(lengths) })
     }));
     inputs.into_iter().zip(1..).map(|((name, input), seed)| (name, input.draw(seed))).collect()
 }
@@ -132,6 +139,7 @@ fn problem(name: &str, sizes: [usize; 7], options: Attention) -> Problem {
         v: vec![batch, kv_heads, seq_kv, head_dim_v],
         mask: None,
         bias: None,
+        kv_lengths: None,
         options,
         deviation: 1.0,
     }
@@ -197,6 +205,10 @@ fn masked() -> Vec<Problem> {
         bias: Some((dtype, shape.to_vec())),
         ..problem(name, sizes, plain)
     };
+    let lengths = |name: &str, lengths: [u32; 2], options| Problem {
+        kv_lengths: Some(lengths.to_vec()),
+        ..problem(name, sizes, options)
+    };
     let causal =
         Attention { causal: Some(Causal::TopLeft), window: Some(Window { left: Some(20), right: None }), ..plain };
     vec![
@@ -208,7 +220,19 @@ fn masked() -> Vec<Problem> {
         additive("additive", Dtype::F32, &[2, 4, 35, 41]),
         additive("additive of rank 2", Dtype::F32, &[35, 41]),
         additive("additive f16 per head", Dtype::F16, &[4, 1, 41]),
-        Problem { bias: Some((Dtype::F32, vec![4, 35, 41])), ..boolean("everything at once", &[2, 1, 1, 41], causal) },
+        boolean("boolean, shorter than the keys", &[35, 20], plain),
+        additive("additive, shorter than the keys", Dtype::F32, &[4, 35, 20]),
+        problem("softcap", sizes, Attention { softcap: Some(0.5), ..plain }),
+        lengths("lengths", [17, 99], plain),
+        lengths("lengths of zero and one", [0, 1], plain),
+        lengths("lengths, causal bottom-right", [17, 40], Attention { causal: Some(Causal::BottomRight), ..plain }),
+        lengths("lengths, causal top-left", [17, 40], Attention { causal: Some(Causal::TopLeft), ..plain }),
+        lengths("lengths assigned", [17, 40], Attention { fill: Fill::Assign(-1e9), ..causal }),
+        Problem {
+            bias: Some((Dtype::F32, vec![4, 35, 41])),
+            kv_lengths: Some(vec![39, 22]),
+            ..boolean("everything at once", &[2, 1, 1, 41], Attention { softcap: Some(3.0), ..causal })
+        },
     ]
 }
 
@@ -225,7 +249,8 @@ fn masked_poison_stays_out(subject: &Subject) -> Verdict {
     let boolean = Problem { mask: Some(vec![1, 40]), ..problem("boolean", sizes, Attention::default()) };
     let additive =
         Problem { bias: Some((Dtype::F32, vec![1, 40])), ..problem("additive", sizes, Attention::default()) };
-    for problem in masks.into_iter().chain([boolean, additive]) {
+    let lengths = Problem { kv_lengths: Some(vec![32]), ..problem("lengths", sizes, Attention::default()) };
+    for problem in masks.into_iter().chain([boolean, additive, lengths]) {
         let mut inputs = draw(&problem);
         let seq_kv = problem.k[2];
         // The keys from `hidden` on are masked out for the queries before it; all of them where the mask is a tensor.
@@ -317,19 +342,23 @@ fn a_visible_nan_is_seen() -> Result<(), libtest_mimic::Failed> {
 /// Small problems with any sizes, heads, masks and fills. A failure is shrunk and printed.
 fn random_problems(subject: &Subject) -> Verdict {
     let sizes = (0..=2usize, 1..=3usize, 1..=2usize, 0..=20usize, 0..=40usize, 1..=35usize, 1..=35usize);
-    let alignment = prop_oneof![Just(None), Just(Some(Causal::TopLeft)), Just(Some(Causal::BottomRight))];
+    let past = (0..20u32).prop_map(|past| Some(Causal::Past(past)));
+    let alignment = prop_oneof![Just(None), Just(Some(Causal::TopLeft)), Just(Some(Causal::BottomRight)), past];
     let side = || prop::option::of(0..12i64);
     let window = prop::option::of((side(), side()).prop_map(|(left, right)| Window { left, right }));
     let fill = prop_oneof![Just(Fill::Exclude), Just(Fill::Assign(-1e9))];
-    let masks = (any::<[bool; 4]>(), any::<[bool; 2]>());
-    let strategy = (sizes, alignment, window, fill, masks).prop_map(|(sizes, causal, window, fill, (axes, has))| {
+    let masks = (any::<[bool; 4]>(), any::<[bool; 3]>());
+    let rest = (fill, prop::option::of(0.1..9.0f32), prop::collection::vec(0..44u32, 2));
+    let strategy = (sizes, alignment, window, rest, masks).prop_map(|(sizes, causal, window, rest, (axes, has))| {
+        let (fill, softcap, lengths) = rest;
         let (batch, group, kv_heads, seq_q, seq_kv, head_dim, head_dim_v) = sizes;
-        let options = Attention { causal, window, fill, ..Attention::default() };
+        let options = Attention { softcap, causal, window, fill, ..Attention::default() };
         let scores = [batch, group * kv_heads, seq_q, seq_kv];
         let shape: Vec<usize> = scores.iter().zip(axes).map(|(&size, whole)| if whole { size } else { 1 }).collect();
         Problem {
             mask: has[0].then(|| shape.clone()),
             bias: has[1].then(|| (Dtype::F32, shape[1..].to_vec())),
+            kv_lengths: has[2].then(|| lengths[..batch].to_vec()),
             ..problem("random", [batch, group * kv_heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v], options)
         }
     });

@@ -65,6 +65,15 @@ fn product(a: &'static [usize], b: &'static [usize], bias: Option<&'static [usiz
     })
 }
 
+/// Attention with key lengths of this dtype and shape.
+fn lengths(dtype: Dtype, shape: &'static [usize]) -> Build {
+    Box::new(move |graph| {
+        let [q, k, v] = [5, 7, 7].map(|seq| tensor(graph, Dtype::F32, &[1, 2, seq, 8]));
+        let kv_lengths = Some(tensor(graph, dtype, shape));
+        graph.attention(q, k, v, &Attention { kv_lengths, ..Attention::default() })
+    })
+}
+
 /// An op of one tensor.
 fn one(dtype: Dtype, shape: &'static [usize], build: fn(&mut Graph, Tensor) -> Result<Tensor>) -> Build {
     Box::new(move |graph| {
@@ -164,8 +173,7 @@ fn bad_graphs() -> Vec<BadGraph> {
             "NaN scale of a fused op",
             Box::new(|graph| {
                 let [q, k, v] = [(); 3].map(|()| tensor(graph, Dtype::F32, &[7, 8]));
-                let op =
-                    AttentionFused { scale: f32::NAN, masking: Default::default(), has_mask: false, has_bias: false };
+                let op = AttentionFused { scale: f32::NAN, rule: Default::default() };
                 Ok(graph.add(op, &[q, k, v])?[0])
             }),
             "attention: scale is NaN, it must be finite",
@@ -190,6 +198,13 @@ fn bad_graphs() -> Vec<BadGraph> {
             attends(qkv, Attention { fill: Fill::Assign(f32::NAN), causal: Some(Causal::TopLeft), ..plain }),
             "attention: the value assigned to masked scores is NaN",
         ),
+        (
+            "softcap of zero",
+            attends(qkv, Attention { softcap: Some(0.0), ..plain }),
+            "attention: softcap is 0, it must be finite and larger than zero",
+        ),
+        ("lengths of floats", lengths(Dtype::F32, &[1]), "attention: kv_lengths is f32 [1], it must be u32 [1]"),
+        ("lengths of another batch", lengths(Dtype::U32, &[2]), "attention: kv_lengths is u32 [2], it must be u32 [1]"),
         (
             "mask of another length",
             masks(Dtype::Bool, &[5, 8], false),

@@ -1,6 +1,7 @@
-// Key j takes part for query i when band_lower <= j - i <= band_upper: causality and windows.
+// Key j takes part for query i when band_lower <= j - i <= band_upper, the band shifted with the length of the keys where
+// it follows them: causality and windows.
 // Alternatives: allow_all, allow_dense.
 fn allowed(batch: u32, head: u32, i: u32, j: u32) -> bool {
-    let distance = i32(j) - i32(i);
+    let distance = i32(j) - i32(i) - band_shift(batch);
     return distance >= params.band_lower && distance <= params.band_upper;
 }

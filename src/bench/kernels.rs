@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::graph::Graph;
 use crate::mask::{Causal, Masking};
 use crate::op::Technique;
-use crate::ops::{MaskScores, MatMul, MergeHeads, Softmax, SplitHeads};
+use crate::ops::{Concat, MaskScores, MatMul, MergeHeads, ScoreRule, Softmax, SplitHeads};
 use crate::plan::PlanOptions;
 use crate::tensor::{Dtype, TensorDesc};
 
@@ -73,7 +73,7 @@ fn cases() -> Vec<Case> {
         let name = format!("matmul m={m},k={k},n={n}");
         Case::new(name, MatMul::default(), vec![input(&[m, k]), input(&[k, n])], matmul_tolerance(k))
     };
-    let mask_scores = MaskScores { masking: causal, ..MaskScores::default() };
+    let mask_scores = MaskScores { rule: ScoreRule { masking: causal, ..ScoreRule::default() } };
     vec![
         matmul([1024, 1024, 1024]),
         matmul([1, 4096, 4096]),
@@ -85,6 +85,12 @@ fn cases() -> Vec<Case> {
         ),
         Case::new("mask_scores b=1,h=16,s=1024,causal", mask_scores, vec![input(&[1, 16, 1024, 1024])], exact),
         Case::new("split_heads b=8,s=1024,h=32,d=64", SplitHeads { heads: 32 }, vec![input(&[8, 1024, 2048])], exact),
+        Case::new(
+            "concat b=1,h=16,s=4096+4096,d=64",
+            Concat { axis: 2 },
+            vec![input(&[1, 16, 4096, 64]), input(&[1, 16, 4096, 64])],
+            exact,
+        ),
         Case::new("merge_heads b=8,s=1024,h=32,d=64", MergeHeads, vec![input(&[8, 32, 1024, 64])], exact),
     ]
 }

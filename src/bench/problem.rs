@@ -87,12 +87,14 @@ impl Problem {
 
     /// Floating point operations by FlashAttention's formula `batch · heads · 2 · seq_q · avg · (head_dim + head_dim_v)`.
     ///
-    /// `avg` is the mean number of visible keys: `seq_kv`, with causality `(max(0, seq_kv − seq_q) + seq_kv) / 2` whatever
-    /// the alignment, with a window the exact mean. (flash-attention, `benchmarks/benchmark_attn.py`.)
+    /// `avg` is the mean number of visible keys: `seq_kv`, with causality `(max(0, seq_kv − seq_q) + seq_kv) / 2` at
+    /// either end of the keys, with a window or a past the exact mean. (flash-attention, `benchmarks/benchmark_attn.py`.)
     pub fn flops(&self) -> u64 {
         let (seq_q, seq_kv) = (self.seq_q as u64, self.seq_kv as u64);
         let twice_scores = match (self.window, self.causal) {
-            (Some(_), _) => 2 * self.masking().band(self.seq_q, self.seq_kv).visible(self.seq_q, self.seq_kv),
+            (Some(_), _) | (_, Some(Causal::Past(_))) => {
+                2 * self.masking().band(self.seq_q, self.seq_kv).visible(self.seq_q, self.seq_kv)
+            }
             (None, Some(_)) => seq_q.saturating_mul(seq_kv.saturating_sub(seq_q) + seq_kv),
             (None, None) => seq_q.saturating_mul(2 * seq_kv),
         };
@@ -153,6 +155,7 @@ impl fmt::Display for Problem {
             None => {}
             Some(Causal::BottomRight) => write!(f, ",causal")?,
             Some(Causal::TopLeft) => write!(f, ",causal=top-left")?,
+            Some(Causal::Past(past)) => write!(f, ",causal=past:{past}")?,
         }
         if let Some(Window { left, right }) = self.window {
             let text = |side: Option<i64>| side.map_or_else(String::new, |size| size.to_string());
@@ -189,7 +192,7 @@ impl FromStr for Problem {
             seq_q: seq_q.or(both).ok_or_else(|| missing("s"))?,
             seq_kv: seq_kv.or(both).ok_or_else(|| missing("s"))?,
             head_dim_v: fields.size("dv")?.unwrap_or(head_dim),
-            causal: fields.choice("causal", &CAUSAL)?,
+            causal: fields.causal()?,
             window: fields.window()?,
             dtype: fields.choice("dtype", &DTYPES)?.unwrap_or(Dtype::F32),
             strategy: fields.choice("strategy", &STRATEGIES)?.unwrap_or_default(),
@@ -247,6 +250,15 @@ impl<'a> Fields<'a> {
                 Err(parse(format!("`{key}={value}` is not one of {}", names.join(", "))))
             }
         }
+    }
+
+    fn causal(&self) -> Result<Option<Causal>> {
+        let Some(past) = self.0.get("causal").and_then(|value| value.strip_prefix("past:")) else {
+            return self.choice("causal", &CAUSAL);
+        };
+        let past =
+            past.parse().map_err(|_| parse(format!("`causal=past:{past}`: `{past}` is not a number of keys")))?;
+        Ok(Some(Causal::Past(past)))
     }
 
     fn window(&self) -> Result<Option<Window>> {
@@ -324,6 +336,8 @@ mod tests {
         assert_eq!(problem("b=1,h=8,s=1024,d=64,causal").flops(), 1_073_741_824);
         // 3 queries, 5 keys: avg = (2 + 5) / 2 = 3.5; 2·4 · 2 · 3 · 3.5 · (8 + 6)
         assert_eq!(problem("b=2,h=4,sq=3,skv=5,d=8,dv=6,causal").flops(), 2352);
+        // A past of one key before 2 queries, 4 keys: 2 + 3 scores; 2 · 5 · 4
+        assert_eq!(problem("b=1,h=1,sq=2,skv=4,d=2,causal=past:1").flops(), 40);
         // More queries than keys: avg = 5 / 2; 1 · 2 · 7 · 2.5 · 4
         assert_eq!(problem("b=1,h=1,sq=7,skv=5,d=2,causal").flops(), 140);
         // Window of one key to the left and none to the right over 4: 1 + 2 + 2 + 2 keys; 2 · 7 · 4

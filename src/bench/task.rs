@@ -9,7 +9,7 @@ use crate::compare::Tolerance;
 use crate::error::Result;
 use crate::graph::Graph;
 use crate::op::{Op, Rows};
-use crate::ops::AttentionFused;
+use crate::ops::{AttentionFused, ScoreRule};
 use crate::plan::PlanOptions;
 use crate::reference;
 use crate::tensor::{Dtype, HostTensor};
@@ -70,7 +70,7 @@ impl Task {
     /// As [`Problem::graph`].
     pub fn attention(suite: &'static str, problem: &Problem) -> Result<Self> {
         let scale = (1.0 / (problem.head_dim as f64).sqrt()) as f32;
-        let op = AttentionFused { scale, masking: problem.masking(), has_mask: false, has_bias: false };
+        let op = AttentionFused { scale, rule: ScoreRule { masking: problem.masking(), ..ScoreRule::default() } };
         let shapes = problem.shapes();
         let rows = problem.batch * problem.heads * problem.seq_q;
         let each_row = problem.seq_kv * (problem.head_dim + problem.head_dim_v);

@@ -24,7 +24,7 @@ pub(crate) struct Args {
     /// An attention problem of your own, such as b=1,h=8,s=1024,d=64,causal
     ///
     /// Keys: b, h, s, d; kvh (key heads), sq and skv (lengths), dv (value width), dtype=f16|f32,
-    /// causal[=bottom-right|top-left] (bottom-right as in FlashAttention), window=LEFT[:RIGHT],
+    /// causal[=bottom-right|top-left|past:KEYS] (bottom-right as in FlashAttention), window=LEFT[:RIGHT],
     /// strategy=auto|fused|unfused.
     #[arg(long = "problem", value_name = "PROBLEM", verbatim_doc_comment)]
     problems: Vec<Problem>,

@@ -103,6 +103,7 @@ fn save(path: &Path, outputs: &Outputs) -> regard::Result<()> {
             Dtype::F16 => safetensors::Dtype::F16,
             Dtype::F64 => safetensors::Dtype::F64,
             Dtype::Bool => safetensors::Dtype::BOOL,
+            Dtype::U32 => safetensors::Dtype::U32,
         };
         let view = safetensors::tensor::TensorView::new(dtype, tensor.shape().to_vec(), tensor.bytes());
         views.insert(name.clone(), view.map_err(|error| fail(error.to_string()))?);

@@ -6,9 +6,9 @@ use std::time::Instant;
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
 use crate::op::{CpuKernel, Technique};
-use crate::plan::{Clock, Sample};
 use crate::schedule::{Operand, Role, Schedule, Step};
 use crate::tensor::{HostTensor, TensorDesc, View, ViewMut};
+use crate::timing::{Clock, Sample};
 
 /// Memory aligned to a cache line.
 #[repr(C, align(64))]

@@ -6,7 +6,7 @@ use super::gpu_device::{Gpu, GpuBuffer};
 use super::program::GpuProgram;
 use super::readback::Readback;
 use crate::error::Result;
-use crate::plan::{Clock, Sample};
+use crate::timing::{Clock, Sample};
 
 /// Queries for the beginning and end of each step.
 #[derive(Debug)]

@@ -3,5 +3,6 @@
 pub mod golden;
 mod kinds;
 mod multi_head_attention;
+pub mod onnx;
 
 pub use multi_head_attention::{Linear, MultiHeadAttention, MultiHeadAttentionTensors};

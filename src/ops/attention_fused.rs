@@ -15,9 +15,10 @@ use crate::compare::Tolerance;
 use crate::cpu::kernels::args::{self as native, Elements, ElementsMut};
 use crate::cpu::kernels::attention::attention;
 use crate::error::{Error, Result};
-use crate::mask::{Causal, Masking};
+use crate::mask::{Causal, Fill};
 use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, fold, index};
-use crate::ops::mask_scores::{MaskCase, MaskInputs, ReferenceMask, fill_value, mask_cases, to_rank_4, visited};
+use crate::ops::mask_cases::{MaskCase, mask_cases};
+use crate::ops::masks::{Checked, Definition, ScoreRule, to_rank_4};
 use crate::ops::{EPSILON_F16, EPSILON_F32};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
@@ -38,12 +39,8 @@ pub(crate) const MAX_HEAD_DIM: usize = 256;
 pub struct AttentionFused {
     /// Multiplies q · kᵀ. Finite.
     pub scale: f32,
-    /// Causality, window and fill.
-    pub masking: Masking,
-    /// The fourth input is a boolean mask, true where a key takes part.
-    pub has_mask: bool,
-    /// The last input is an additive mask.
-    pub has_bias: bool,
+    /// What happens to a scaled score; its tensors follow q, k and v.
+    pub rule: ScoreRule,
 }
 
 /// Sizes of an attention problem.
@@ -61,6 +58,7 @@ pub(crate) struct Sizes {
 params! {
     struct AttentionParams {
         batch: u32, heads: u32, kv_heads: u32, seq_q: u32, seq_kv: u32, scale: f32, fill: f32, excluded: f32,
+        softcap: f32, band_follows: u32, mask_keys: u32, bias_keys: u32,
         band_lower: i32, band_upper: i32, visit_lower: i32, visit_upper: i32,
         mask_batch: u32, mask_head: u32, mask_query: u32, mask_key: u32,
         bias_batch: u32, bias_head: u32, bias_query: u32, bias_key: u32,
@@ -73,7 +71,7 @@ impl Op for AttentionFused {
     }
 
     fn outputs(&self, inputs: &[TensorDesc]) -> Result<Vec<TensorDesc>> {
-        let expected = 3 + usize::from(self.has_mask) + usize::from(self.has_bias);
+        let expected = 3 + self.rule.tensors();
         if inputs.len() != expected {
             let message = format!("takes {expected} tensors with these options, got {}", inputs.len());
             return Err(Error::shape("attention", message));
@@ -88,8 +86,7 @@ impl Op for AttentionFused {
         if !self.scale.is_finite() {
             return Err(Error::option("attention", format!("scale is {}, it must be finite", self.scale)));
         }
-        self.masking.validate("attention")?;
-        self.masks(&sizes, inputs)?;
+        self.checked(&sizes, inputs)?;
         let mut shape = inputs[0].shape.clone();
         *shape.last_mut().expect("rank 2 or more") = sizes.head_dim_v;
         Ok(vec![TensorDesc::new(inputs[0].dtype, shape)])
@@ -102,9 +99,7 @@ impl Op for AttentionFused {
         };
         let (heads, kv_heads, seq_q, seq_kv, head_dim) = (axis(0, 3), axis(1, 3), axis(0, 2), axis(1, 2), axis(0, 1));
         let [q, k, v] = [0, 1, 2].map(|tensor| inputs[tensor].to_f64());
-        let mask = self.has_mask.then(|| inputs[3]);
-        let bias = self.has_bias.then(|| inputs[inputs.len() - 1]);
-        let rule = ReferenceMask::new(&[axis(0, 4), heads, seq_q, seq_kv], self.masking, mask, bias);
+        let rule = Definition::new(self.rule, &[axis(0, 4), heads, seq_q, seq_kv], &inputs[3..]);
         let mut shape = inputs[0].shape().to_vec();
         *shape.last_mut().expect("rank 2 or more") = axis(2, 1);
         let result = rows.compute(&shape, |row, out| {
@@ -130,12 +125,14 @@ impl Op for AttentionFused {
         vec![result]
     }
 
-    /// Two products over the scores that are visited. Softmax is not counted, as in every published formula.
+    /// Two products over the scores that are visited. Softmax is not counted, as in every published formula; lengths are data
+    /// and count as if all keys existed.
     fn cost(&self, inputs: &[TensorDesc]) -> Cost {
         let (Ok(outputs), Ok(sizes)) = (self.outputs(inputs), Sizes::new(&inputs[0], &inputs[1], &inputs[2])) else {
             return Cost::default();
         };
-        let scores = visited(self.masking, sizes.seq_q, sizes.seq_kv).visible(sizes.seq_q, sizes.seq_kv);
+        let Ok(checked) = self.checked(&sizes, inputs) else { return Cost::default() };
+        let scores = checked.visit().visible(sizes.seq_q, sizes.seq_kv);
         let each = 2 * (sizes.head_dim + sizes.head_dim_v) as u64;
         Cost::once((sizes.batch * sizes.heads) as u64 * scores * each, inputs, &outputs)
     }
@@ -183,19 +180,17 @@ impl Sizes {
 }
 
 impl AttentionFused {
-    fn masks(&self, sizes: &Sizes, inputs: &[TensorDesc]) -> Result<MaskInputs> {
+    fn checked(&self, sizes: &Sizes, inputs: &[TensorDesc]) -> Result<Checked> {
         let scores = [sizes.batch, sizes.heads, sizes.seq_q, sizes.seq_kv];
-        let mask = self.has_mask.then(|| &inputs[3]);
-        let bias = self.has_bias.then(|| &inputs[inputs.len() - 1]);
-        MaskInputs::new("attention", scores, mask, bias)
+        Checked::new("attention", self.rule, scores, &inputs[3..])
     }
 
     fn native(&self, inputs: &[TensorDesc]) -> Vec<Technique> {
         let Ok(sizes) = Sizes::new(&inputs[0], &inputs[1], &inputs[2]) else { return Vec::new() };
-        let Ok(masks) = self.masks(&sizes, inputs) else { return Vec::new() };
+        let Ok(checked) = self.checked(&sizes, inputs) else { return Vec::new() };
         let Sizes { batch, heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v } = sizes;
         let shape = native::AttentionShape { batch, heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v };
-        let (scale, fill, band) = (self.scale, self.masking.fill, self.masking.band(seq_q, seq_kv));
+        let scale = self.scale;
         let run = move |inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]| {
             let operand = |tensor: usize, rows: usize, width: usize| native::Operand {
                 data: Elements::of(&inputs[tensor]),
@@ -207,7 +202,7 @@ impl AttentionFused {
                 q: operand(0, seq_q, head_dim),
                 k: operand(1, seq_kv, head_dim),
                 v: operand(2, seq_kv, head_dim_v),
-                masking: masks.native(band, fill, &inputs[3..]),
+                masking: checked.native(&inputs[3..]),
             };
             attention(&args, ElementsMut::of(&mut outputs[0]), contiguous(heads, seq_q, head_dim_v));
         };
@@ -216,15 +211,14 @@ impl AttentionFused {
 
     fn fused(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
         let sizes = Sizes::new(&inputs[0], &inputs[1], &inputs[2]).ok()?;
-        let masks = self.masks(&sizes, inputs).ok()?;
-        let full = self.masking.band(sizes.seq_q, sizes.seq_kv).is_full(sizes.seq_q, sizes.seq_kv);
+        let checked = self.checked(&sizes, inputs).ok()?;
         let mut bindings = Bindings::in_order(3, 1);
-        let (libraries, mut constants) = masks.link(full, &mut bindings);
+        let (libraries, mut constants) = checked.link(&mut bindings);
         constants.extend([
             ("HEAD_DIM", Constant::U32(index(sizes.head_dim))),
             // WGSL has no arrays of length zero; without value dimensions nothing is dispatched.
             ("VALUE_DIM", Constant::U32(index(sizes.head_dim_v.max(1)))),
-            ("GUARDED", Constant::Bool(!full || self.has_mask || self.has_bias)),
+            ("GUARDED", Constant::Bool(!checked.sees_all())),
             ("Elem", Constant::Scalar(inputs[0].dtype)),
         ]);
         let shader = Shader { main: FUSED, libraries, constants };
@@ -233,14 +227,14 @@ impl AttentionFused {
         }
         let tiles = sizes.batch * sizes.heads * sizes.seq_q.div_ceil(QUERIES);
         let workgroups = if sizes.head_dim_v == 0 { [0; 3] } else { fold(tiles, capabilities) };
-        Some(Launch { shader, params: self.params(&sizes, &masks).into(), workgroups, bindings })
+        Some(Launch { shader, params: self.params(&sizes, &checked).into(), workgroups, bindings })
     }
 
-    fn params(&self, sizes: &Sizes, masks: &MaskInputs) -> AttentionParams {
-        let band = self.masking.band(sizes.seq_q, sizes.seq_kv);
-        let visit = visited(self.masking, sizes.seq_q, sizes.seq_kv);
-        let [mask_batch, mask_head, mask_query, mask_key] = masks.mask_strides.map(index);
-        let [bias_batch, bias_head, bias_query, bias_key] = masks.bias_strides.map(index);
+    fn params(&self, sizes: &Sizes, checked: &Checked) -> AttentionParams {
+        let rule = checked.params();
+        let visit = checked.visit();
+        let [mask_batch, mask_head, mask_query, mask_key] = rule.mask;
+        let [bias_batch, bias_head, bias_query, bias_key] = rule.bias;
         AttentionParams {
             batch: index(sizes.batch),
             heads: index(sizes.heads),
@@ -248,10 +242,14 @@ impl AttentionFused {
             seq_q: index(sizes.seq_q),
             seq_kv: index(sizes.seq_kv),
             scale: self.scale,
-            fill: fill_value(self.masking.fill),
-            excluded: f32::NEG_INFINITY,
-            band_lower: band.lower as i32,
-            band_upper: band.upper as i32,
+            fill: rule.fill,
+            excluded: rule.excluded,
+            softcap: rule.softcap,
+            band_follows: rule.band_follows,
+            mask_keys: rule.mask_keys,
+            bias_keys: rule.bias_keys,
+            band_lower: rule.band.lower as i32,
+            band_upper: rule.band.upper as i32,
             visit_lower: visit.lower as i32,
             visit_upper: visit.upper as i32,
             mask_batch,
@@ -275,7 +273,7 @@ fn contiguous(heads: usize, rows: usize, width: usize) -> [usize; 3] {
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {
-        let plain = |sizes: [usize; 7], deviation| case(dtype, sizes, mask_cases([1; 4]).remove(0), deviation);
+        let plain = |sizes: [usize; 7], deviation| case(dtype, sizes, MaskCase::none(), deviation);
         for (seq_q, seq_kv) in [(1, 1), (7, 31), (8, 32), (9, 33), (31, 129), (32, 64), (33, 7), (65, 101)] {
             cases.push(plain([1, 2, 2, seq_q, seq_kv, 16, 16], 1.0));
         }
@@ -295,23 +293,27 @@ pub(super) fn cases() -> Vec<Case> {
         }
     }
     let f32_case = |sizes, mask: MaskCase, deviation| case(Dtype::F32, sizes, mask, deviation);
-    cases.push(f32_case([1, 1, 1, 33, 33, 64, 64], mask_cases([1; 4]).remove(1), 100.0));
-    cases.push(f32_case([66_000, 1, 1, 1, 2, 1, 1], mask_cases([1; 4]).remove(0), 1.0));
+    cases.push(f32_case(
+        [1, 1, 1, 33, 33, 64, 64],
+        MaskCase::causal("causal top-left", Causal::TopLeft, Fill::Exclude),
+        100.0,
+    ));
+    cases.push(f32_case([66_000, 1, 1, 1, 2, 1, 1], MaskCase::none(), 1.0));
     cases.extend(poisoned());
     cases
 }
 
 fn case(dtype: Dtype, sizes: [usize; 7], mask: MaskCase, deviation: f32) -> Case {
     let [batch, heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v] = sizes;
-    let MaskCase { name, masking, mask, bias } = mask;
+    let MaskCase { name, rule, tensors } = mask;
     let scale = 1.0 / (head_dim.max(1) as f32).sqrt();
-    let op = AttentionFused { scale, masking, has_mask: mask.is_some(), has_bias: bias.is_some() };
+    let op = AttentionFused { scale, rule };
     let inputs = [
         CaseInput::normal(dtype, &[batch, heads, seq_q, head_dim], deviation),
         CaseInput::normal(dtype, &[batch, kv_heads, seq_kv, head_dim], deviation),
         CaseInput::normal(dtype, &[batch, kv_heads, seq_kv, head_dim_v], 1.0),
     ];
-    let inputs = inputs.into_iter().chain(mask).chain(bias).collect();
+    let inputs = inputs.into_iter().chain(tensors).collect();
     let name =
         format!("{dtype} b{batch} h{heads}/{kv_heads} {seq_q}x{seq_kv} d{head_dim}/{head_dim_v} of {deviation} {name}");
     // A score has deviation² as its own; it is off by about √head_dim roundings of a term of that size, and each weight
@@ -323,15 +325,13 @@ fn case(dtype: Dtype, sizes: [usize; 7], mask: MaskCase, deviation: f32) -> Case
 
 /// NaN and infinity in keys and values that only some rows may look at, by causality or by an additive mask.
 fn poisoned() -> [Case; 2] {
-    let bias = CaseInput::normal(Dtype::F32, &[40, 40], 1.0);
     let above_the_diagonal = |at: usize| if at % 40 > at / 40 { f32::NEG_INFINITY } else { 0.25 };
     let data = (0..1600).map(above_the_diagonal).collect();
     let values = Values::Given(HostTensor::f32(&[40, 40], data).expect("40 x 40"));
-    let causal = Masking { causal: Some(Causal::TopLeft), ..Masking::default() };
     let name = "NaN and infinity in key and value";
     [
-        MaskCase { name, masking: causal, mask: None, bias: None },
-        MaskCase { name, masking: Masking::default(), mask: None, bias: Some(CaseInput { values, ..bias }) },
+        MaskCase::causal(name, Causal::TopLeft, Fill::Exclude),
+        MaskCase { name, ..MaskCase::none() }.bias(Dtype::F32, &[40, 40], values),
     ]
     .map(|mask| {
         let mut case = case(Dtype::F32, [1, 1, 1, 40, 40, 8, 8], mask, 1.0);
@@ -350,6 +350,10 @@ fn poisoned() -> [Case; 2] {
 mod tests {
     use super::*;
 
+    fn masked(causal: Causal, fill: Fill) -> AttentionFused {
+        AttentionFused { scale: 1.0, rule: MaskCase::causal("", causal, fill).rule }
+    }
+
     fn attention(op: AttentionFused, q: &[f32], k: &[f32], v: &[f32]) -> Vec<f64> {
         let tensor = |x: &[f32]| HostTensor::f32(&[x.len(), 1], x.to_vec()).unwrap();
         op.reference(&[&tensor(q), &tensor(k), &tensor(v)], Rows::All)[0].as_f64().unwrap().to_vec()
@@ -357,31 +361,41 @@ mod tests {
 
     #[test]
     fn reference_by_hand() {
-        let plain = AttentionFused { scale: 1.0, masking: Masking::default(), has_mask: false, has_bias: false };
+        let plain = AttentionFused { scale: 1.0, rule: ScoreRule::default() };
         assert_eq!(attention(plain, &[0.0], &[5.0, 6.0], &[1.0, 3.0]), [2.0]);
         let quarter = attention(plain, &[1.0], &[0.0, 3.0_f32.ln()], &[4.0, 0.0]);
         assert!((quarter[0] - 1.0).abs() < 1e-6);
-        let causal = Masking { causal: Some(Causal::TopLeft), ..Masking::default() };
-        assert_eq!(
-            attention(AttentionFused { masking: causal, ..plain }, &[0.0; 2], &[1.0; 2], &[2.0, 4.0]),
-            [2.0, 3.0]
-        );
+        let causal = masked(Causal::TopLeft, Fill::Exclude);
+        assert_eq!(attention(causal, &[0.0; 2], &[1.0; 2], &[2.0, 4.0]), [2.0, 3.0]);
+        let capped = AttentionFused { rule: ScoreRule { softcap: Some(1.0), ..plain.rule }, ..plain };
+        let weight = 1.0_f64.tanh().exp();
+        let got = attention(capped, &[1.0], &[0.0, 1.0], &[0.0, 1.0])[0];
+        assert!((got - weight / (1.0 + weight)).abs() < 1e-12);
+    }
+
+    #[test]
+    fn bottom_right_causality_counts_from_the_length() {
+        let op = masked(Causal::BottomRight, Fill::Exclude);
+        let op = AttentionFused { rule: ScoreRule { has_lengths: true, ..op.rule }, ..op };
+        let tensor = |x: &[f32]| HostTensor::f32(&[x.len(), 1], x.to_vec()).unwrap();
+        let (q, k, v) = (tensor(&[0.0; 2]), tensor(&[0.0; 5]), tensor(&[1.0, 3.0, 8.0, 100.0, f32::NAN]));
+        let lengths = HostTensor::u32(&[1], vec![3]).unwrap();
+        let out = op.reference(&[&q, &k, &v, &lengths], Rows::All).remove(0);
+        assert_eq!(out.as_f64().unwrap(), [2.0, 4.0]);
     }
 
     #[test]
     fn fully_masked_rows_are_zero_or_uniform() {
-        let masking = Masking { causal: Some(Causal::BottomRight), ..Masking::default() };
-        let op = AttentionFused { scale: 1.0, masking, has_mask: false, has_bias: false };
+        let op = masked(Causal::BottomRight, Fill::Exclude);
         assert_eq!(attention(op, &[1.0, 1.0], &[9.0], &[7.0]), [0.0, 7.0]);
-        let masking = Masking { fill: crate::mask::Fill::Assign(-1e9), ..masking };
-        assert_eq!(attention(AttentionFused { masking, ..op }, &[1.0, 1.0], &[9.0], &[7.0]), [7.0, 7.0]);
+        let op = masked(Causal::BottomRight, Fill::Assign(-1e9));
+        assert_eq!(attention(op, &[1.0, 1.0], &[9.0], &[7.0]), [7.0, 7.0]);
     }
 
     #[test]
     fn causal_cost_counts_visited_scores() {
         let desc = TensorDesc::new(Dtype::F32, [1, 1, 4, 8]);
-        let masking = Masking { causal: Some(Causal::TopLeft), ..Masking::default() };
-        let op = AttentionFused { scale: 1.0, masking, has_mask: false, has_bias: false };
+        let op = masked(Causal::TopLeft, Fill::Exclude);
         assert_eq!(op.cost(&[desc.clone(), desc.clone(), desc]).flops, 10 * 2 * 16);
     }
 }

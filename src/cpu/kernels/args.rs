@@ -172,26 +172,62 @@ pub struct Operand<'a> {
     pub strides: [usize; 3],
 }
 
-/// Which scores take part, and what is added to them.
+/// Which scores take part, and what becomes of them: capped, then bias added, then masked.
 #[derive(Debug, Clone, Copy)]
 pub struct Masking<'a> {
+    /// A scaled score `s` becomes `c · tanh(s / c)`; greater than zero.
+    pub softcap: Option<f32>,
+    /// Per batch element, how many keys exist, at most all. The others weigh nothing whatever `fill` says, and
+    /// attention reads nothing of them.
+    pub lengths: Option<&'a [u32]>,
     /// Causality and window.
     pub band: Band,
-    /// Nonzero takes part; strides per (batch, head, query, key), 0 where it broadcasts.
-    pub bool_mask: Option<(&'a [u8], [usize; 4])>,
-    /// Added to the scaled score; strides as for `bool_mask`. Negative infinity always excludes.
-    pub bias: Option<(Elements<'a>, [usize; 4])>,
+    /// What the band moves with.
+    pub band_anchor: BandAnchor,
+    /// Nonzero takes part. Keys that the mask does not cover are masked.
+    pub bool_mask: Option<Dense<&'a [u8]>>,
+    /// Added to the scaled score. Negative infinity always excludes, and is what keys get that it does not cover.
+    pub bias: Option<Dense<Elements<'a>>>,
     /// What a score becomes that `band` or `bool_mask` masks.
     pub fill: Fill,
+}
+
+/// What the band of a batch element is relative to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum BandAnchor {
+    /// Key `j - i` as it is.
+    #[default]
+    Fixed,
+    /// Both bounds move by `length - seq_kv`, so that a band at the last key stays at the last key that exists.
+    Length,
+}
+
+/// One number per score.
+#[derive(Debug, Clone, Copy)]
+pub struct Dense<T> {
+    /// Storage.
+    pub data: T,
+    /// Elements from one batch, head, query and key to the next, 0 where it broadcasts.
+    pub strides: [usize; 4],
+    /// Keys covered, from the first on; `seq_kv` or more covers all.
+    pub keys: usize,
 }
 
 impl Masking<'_> {
     /// Every score takes part as it is.
     #[cfg(test)]
-    pub const NONE: Masking<'static> = Masking { band: Band::FULL, bool_mask: None, bias: None, fill: Fill::Exclude };
+    pub const NONE: Masking<'static> = Masking {
+        softcap: None,
+        lengths: None,
+        band: Band::FULL,
+        band_anchor: BandAnchor::Fixed,
+        bool_mask: None,
+        bias: None,
+        fill: Fill::Exclude,
+    };
 }
 
-/// One attention problem: `softmax(mask(q·kᵀ × scale + bias)) · v`.
+/// One attention problem: `softmax(mask(softcap(q·kᵀ × scale) + bias)) · v`.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionArgs<'a> {
     /// Sizes.
@@ -204,7 +240,7 @@ pub struct AttentionArgs<'a> {
     pub k: Operand<'a>,
     /// Values, `[batch, kv_heads, seq_kv, head_dim_v]`.
     pub v: Operand<'a>,
-    /// Masks and bias.
+    /// Soft cap, masks and bias.
     pub masking: Masking<'a>,
 }
 

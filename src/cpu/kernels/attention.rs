@@ -1,6 +1,6 @@
 //! Attention that never stores its scores whole: one pass over the keys with a running maximum.
 //!
-//! `out = softmax(mask(q·kᵀ × scale + bias)) · v`, per batch and head; f32 arithmetic whatever the storage.
+//! `out = softmax(mask(softcap(q·kᵀ × scale) + bias)) · v`, per batch and head; f32 arithmetic whatever the storage.
 //! The query heads that share a key head are rows of one problem, so each key and value is read once for all
 //! of them. Two techniques: `tile` puts query rows into vector lanes, `vector` puts elements of a row there
 //! and serves the few rows of a decoding step. Both keep the output unnormalised and divide once at the end
@@ -43,7 +43,8 @@ const SPLIT_KEYS: usize = 512;
 ///
 /// Under [`Fill::Exclude`] a masked score weighs exactly zero, a row with no visible key gives zeros,
 /// and nothing in a masked key or value reaches the row. Under [`Fill::Assign`] the assigned score stays
-/// in the softmax. Key blocks that no row of a tile can see are not visited.
+/// in the softmax. Keys that do not exist are not visited, nor, under `Exclude`, are those before and behind all that
+/// the band shows to the rows of a job.
 ///
 /// [`Fill::Exclude`]: crate::mask::Fill::Exclude
 /// [`Fill::Assign`]: crate::mask::Fill::Assign
@@ -91,9 +92,8 @@ struct Cut {
     /// Query rows that share a key head.
     group_rows: usize,
     rows_per_job: usize,
-    /// Parts the keys are split into.
+    /// Parts that the keys of each job are split into.
     parts: usize,
-    keys_per_part: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -114,10 +114,14 @@ impl Cut {
             Technique::Vector => group_rows,
             Technique::Tile => group_rows.div_ceil(wanted).next_multiple_of(TILE_ROWS).min(TILE_JOB_ROWS),
         };
+        let mut cut = Self { technique, group_rows, rows_per_job, parts: 1 };
         let jobs = groups * group_rows.div_ceil(rows_per_job);
-        let parts = if jobs >= threads { 1 } else { threads.div_ceil(jobs) };
-        let parts = parts.min(shape.seq_kv.div_ceil(SPLIT_KEYS));
-        Self { technique, group_rows, rows_per_job, parts, keys_per_part: shape.seq_kv.div_ceil(parts) }
+        if jobs < threads {
+            let blocks = cut.blocks(shape).into_iter();
+            let longest = blocks.map(|[batch, _, first, rows]| job::span(args, batch, first..first + rows).len()).max();
+            cut.parts = threads.div_ceil(jobs).min(longest.unwrap_or(0).div_ceil(SPLIT_KEYS)).max(1);
+        }
+        cut
     }
 
     /// Batch, key head, first row and row count of each job, last rows first: causal jobs grow with the row, and
@@ -140,7 +144,7 @@ fn jobs<'j>(args: &'j AttentionArgs<'j>, cut: &Cut, mut rest: OutRows<'j>) -> Ve
     for [batch, kv_head, first_row, rows] in cut.blocks(args.shape) {
         let (head, tail) = rest.split_last(rows);
         rest = head;
-        let (keys, sink) = (0..args.shape.seq_kv, Sink::Rows(tail));
+        let (keys, sink) = (job::span(args, batch, first_row..first_row + rows), Sink::Rows(tail));
         jobs.push(Job { args, batch, kv_head, first_row, rows, keys, sink });
     }
     jobs
@@ -154,13 +158,14 @@ fn split(arch: Arch, args: &AttentionArgs, cut: &Cut, mut out: OutRows) {
     let mut partials = vec![0.0; cut.parts * total_rows * width];
     let mut jobs = Vec::new();
     for (part, partial) in partials.chunks_mut(total_rows * width).enumerate() {
-        let start = (part * cut.keys_per_part).min(shape.seq_kv);
-        let keys = start..shape.seq_kv.min(start + cut.keys_per_part);
         let mut rest = partial;
         for [batch, kv_head, first_row, rows] in cut.blocks(shape) {
             let (head, tail) = rest.split_at_mut(rest.len() - rows * width);
             rest = head;
-            let (keys, sink) = (keys.clone(), Sink::Partial(tail));
+            let span = job::span(args, batch, first_row..first_row + rows);
+            let per_part = span.len().div_ceil(cut.parts);
+            let start = span.end.min(span.start + part * per_part);
+            let (keys, sink) = (start..span.end.min(start + per_part), Sink::Partial(tail));
             jobs.push(Job { args, batch, kv_head, first_row, rows, keys, sink });
         }
     }

@@ -41,7 +41,7 @@ pub fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
 
 /// `max(x, low)` that keeps a NaN in `x`.
 #[inline(always)]
-fn clamp_low<S: Simd>(simd: S, x: S::f32s, low: S::f32s) -> S::f32s {
+pub(super) fn clamp_low<S: Simd>(simd: S, x: S::f32s, low: S::f32s) -> S::f32s {
     // x86 `maxps` returns its second operand when either is NaN; NEON and WebAssembly return the NaN.
     // Only Rust's `f32::max`, which the scalar fallback uses, would drop it.
     if const { S::IS_SCALAR } { simd.select_f32s(simd.less_than_f32s(x, low), low, x) } else { simd.max_f32s(low, x) }

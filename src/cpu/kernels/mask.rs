@@ -1,10 +1,12 @@
-//! Masks and bias: what attention applies to a block of scores, and a kernel for scores that are stored.
+//! Soft cap, masks and bias: what attention applies to a block of scores, and a kernel for scores that are stored.
 
-use super::args::{Elements, ElementsMut, Masking};
+use super::args::{BandAnchor, Dense, Elements, ElementsMut, Masking};
 use super::scratch::{Arena, with_scratch};
+use super::tanh::SoftCap;
 use crate::mask::{Band, Fill};
 use pulp::Simd;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Stored scores to be masked.
 #[derive(Debug, Clone, Copy)]
@@ -13,12 +15,13 @@ pub struct MaskScoresArgs<'a> {
     pub scores: Elements<'a>,
     /// Batch, heads, queries and keys.
     pub sizes: [usize; 4],
-    /// Masks and bias.
+    /// Soft cap, masks and bias.
     pub masking: Masking<'a>,
 }
 
-/// Adds the bias, then gives every score that causality or the boolean mask hides its fill: negative infinity under
-/// [`Fill::Exclude`]. A bias of negative infinity excludes whatever the score is, NaN included.
+/// Caps, adds the bias, then gives every score that the band or the boolean mask hides its fill: negative infinity
+/// under [`Fill::Exclude`]. A bias of negative infinity excludes whatever the score is, NaN included, and so does a key
+/// at or beyond its length.
 ///
 /// `out` is laid out as the scores are.
 pub fn mask_scores(args: &MaskScoresArgs, out: ElementsMut) {
@@ -43,29 +46,47 @@ const MIN_SCORES: usize = 1 << 14;
 
 fn mask_row(args: &MaskScoresArgs, row: usize, out: &mut ElementsMut) {
     let [_, heads, seq_q, seq_kv] = args.sizes;
-    let (position, query) = ([row / seq_q / heads, row / seq_q % heads, row % seq_q], row % seq_q);
+    let [batch, head, query] = [row / seq_q / heads, row / seq_q % heads, row % seq_q];
     let fill = fill_value(args.masking.fill);
+    let exists = existing(&args.masking, batch, seq_kv);
+    let visible = visible(&args.masking, batch, query, seq_kv);
     with_scratch(|lines| {
         let mut arena = Arena::new(lines, 8 * seq_kv, 2);
         let scores: &mut [f32] = arena.take(seq_kv);
         args.scores.read(row * seq_kv, scores);
+        if let Some(cap) = args.masking.softcap {
+            SoftCap { scores: &mut scores[visible.clone()], cap }.run();
+        }
         if is_dense(&args.masking) {
             let bias: &mut [f32] = arena.take(seq_kv);
-            read_row(&args.masking, position, 0, bias);
+            read_row(&args.masking, [batch, head, query], 0, bias);
             for (score, &bias) in scores.iter_mut().zip(bias.iter()) {
                 let sum = if bias == f32::NEG_INFINITY { bias } else { *score + bias };
                 *score = if bias.to_bits() == MASKED.to_bits() { fill } else { sum };
             }
         }
-        scores[causal_end(&args.masking, query, seq_kv)..].fill(fill);
+        scores[..visible.start].fill(fill);
+        scores[visible.end..exists].fill(fill);
+        scores[exists..].fill(f32::NEG_INFINITY);
         out.write(0, scores);
     });
 }
 
-/// Keys from this one on are hidden from `query` by the band.
+/// How many keys a batch element has.
 #[inline(always)]
-pub(super) fn causal_end(masking: &Masking, query: usize, seq_kv: usize) -> usize {
-    masking.band.keys(query, seq_kv).end
+pub(super) fn existing(masking: &Masking, batch: usize, seq_kv: usize) -> usize {
+    masking.lengths.map_or(seq_kv, |lengths| seq_kv.min(lengths[batch] as usize))
+}
+
+/// Keys that exist and that the band does not hide from `query`. Neither end decreases with the query.
+#[inline(always)]
+pub(super) fn visible(masking: &Masking, batch: usize, query: usize, seq_kv: usize) -> Range<usize> {
+    let exists = existing(masking, batch, seq_kv);
+    let shift = match masking.band_anchor {
+        BandAnchor::Fixed => 0,
+        BandAnchor::Length => exists as i64 - seq_kv as i64,
+    };
+    Band { lower: masking.band.lower + shift, upper: masking.band.upper + shift }.keys(query, exists)
 }
 
 /// Stands for "masked" among bias values. Bias that is NaN is stored as another NaN, so it never means this.
@@ -79,53 +100,63 @@ pub(super) fn fill_value(fill: Fill) -> f32 {
     }
 }
 
-/// Whether there is a mask, bias or left edge of a window that has to be applied per score.
+/// Whether there is a mask or bias that has to be read per score.
 pub(super) fn is_dense(masking: &Masking) -> bool {
-    masking.bool_mask.is_some() || masking.bias.is_some() || masking.band.lower > Band::FULL.lower
+    masking.bool_mask.is_some() || masking.bias.is_some()
 }
 
 /// Bias, or [`MASKED`], of one row, given as batch, head and query, for the keys from `first_key` on.
 #[inline(always)]
-pub(super) fn read_row(masking: &Masking, [batch, head, query]: [usize; 3], first_key: usize, out: &mut [f32]) {
-    let offset =
-        |strides: [usize; 4]| batch * strides[0] + head * strides[1] + query * strides[2] + first_key * strides[3];
-    match masking.bias {
+pub(super) fn read_row(masking: &Masking, row: [usize; 3], first_key: usize, out: &mut [f32]) {
+    match &masking.bias {
         None => out.fill(0.0),
-        Some((data, strides)) => read_bias(data, offset(strides), strides[3], out),
+        Some(bias) => read_bias(bias, row, first_key, out),
     }
-    if let Some((data, strides)) = masking.bool_mask {
-        let data = &data[offset(strides)..];
-        match strides[3] {
+    if let Some(mask) = &masking.bool_mask {
+        let (offset, covered) = place(mask, row, first_key, out.len());
+        let (out, beyond) = out.split_at_mut(covered);
+        beyond.fill(MASKED);
+        match mask.strides[3] {
             1 => {
-                for (x, &keep) in out.iter_mut().zip(data) {
+                for (x, &keep) in out.iter_mut().zip(&mask.data[offset..][..covered]) {
                     *x = if keep != 0 { *x } else { MASKED };
                 }
             }
             stride => {
                 for (key, x) in out.iter_mut().enumerate() {
-                    *x = if data[key * stride] != 0 { *x } else { MASKED };
+                    *x = if mask.data[offset + key * stride] != 0 { *x } else { MASKED };
                 }
             }
         }
     }
-    let hidden = query as i64 + masking.band.lower - first_key as i64;
-    let hidden = usize::try_from(hidden).unwrap_or(0).min(out.len());
-    out[..hidden].fill(MASKED);
 }
 
 #[inline(always)]
-fn read_bias(data: Elements, offset: usize, stride: usize, out: &mut [f32]) {
-    match stride {
-        1 => data.read(offset, out),
+fn read_bias(bias: &Dense<Elements>, row: [usize; 3], first_key: usize, out: &mut [f32]) {
+    let (offset, covered) = place(bias, row, first_key, out.len());
+    let (out, beyond) = out.split_at_mut(covered);
+    beyond.fill(f32::NEG_INFINITY);
+    match bias.strides[3] {
+        1 => bias.data.read(offset, out),
         stride => {
             for (key, x) in out.iter_mut().enumerate() {
-                *x = data.get(offset + key * stride);
+                *x = bias.data.get(offset + key * stride);
             }
         }
     }
     for x in out {
         *x = if x.is_nan() { f32::NAN } else { *x };
     }
+}
+
+/// Where `first_key` of a row lies, and how many of the `count` keys from there on are covered. Where none is, the
+/// offset is zero, for the true one may lie outside.
+#[inline(always)]
+fn place<T>(dense: &Dense<T>, [batch, head, query]: [usize; 3], first_key: usize, count: usize) -> (usize, usize) {
+    let covered = dense.keys.saturating_sub(first_key).min(count);
+    let [per_batch, per_head, per_query, per_key] = dense.strides;
+    let offset = batch * per_batch + head * per_head + query * per_query + first_key * per_key;
+    (if covered == 0 { 0 } else { offset }, covered)
 }
 
 /// Adds the bias that [`read_row`] gave to one vector of scores, or masks it.
@@ -181,8 +212,8 @@ mod tests {
         let keep: Vec<u8> = (0..2 * 37).map(|i| u8::from(i % 3 != 0)).collect();
         let bias: Vec<f32> = (0..3 * 5).map(|i| if i == 4 { f32::NEG_INFINITY } else { i as f32 }).collect();
         let masking = Masking {
-            bool_mask: Some((&keep, [37, 0, 0, 1])),
-            bias: Some((Elements::F32(&bias), [0, 5, 1, 0])),
+            bool_mask: Some(Dense { data: &keep, strides: [37, 0, 0, 1], keys: 37 }),
+            bias: Some(Dense { data: Elements::F32(&bias), strides: [0, 5, 1, 0], keys: 37 }),
             fill: Fill::Assign(9.0),
             ..Masking::NONE
         };
@@ -190,11 +221,80 @@ mod tests {
     }
 
     #[test]
+    fn masks_of_some_keys() {
+        let keep: Vec<u8> = (0..2 * 30).map(|i| u8::from(i % 3 != 0)).collect();
+        let bias: Vec<f32> = (0..3 * 20).map(|i| i as f32).collect();
+        for (fill, value) in [(Fill::Exclude, f32::NEG_INFINITY), (Fill::Assign(9.0), 9.0)] {
+            let masking = Masking {
+                bool_mask: Some(Dense { data: &keep, strides: [30, 0, 0, 1], keys: 30 }),
+                bias: Some(Dense { data: Elements::F32(&bias), strides: [0, 20, 0, 1], keys: 20 }),
+                fill,
+                ..Masking::NONE
+            };
+            expect(masking, |[b, h, _, j], s| match j {
+                30.. => value,
+                _ if keep[b * 30 + j] == 0 => value,
+                20.. => f32::NEG_INFINITY,
+                _ => s + bias[h * 20 + j],
+            });
+            // One number for all of the keys that it covers.
+            let masking = Masking {
+                bias: Some(Dense { data: Elements::F32(&[0.5]), strides: [0; 4], keys: 3 }),
+                ..Masking::NONE
+            };
+            expect(masking, |[_, _, _, j], s| if j < 3 { s + 0.5 } else { f32::NEG_INFINITY });
+        }
+    }
+
+    #[test]
+    fn lengths_and_the_band_that_follows_them() {
+        let lengths = [20u32, 99];
+        for (fill, value) in [(Fill::Exclude, f32::NEG_INFINITY), (Fill::Assign(-7.5), -7.5)] {
+            for (band_anchor, lower, upper) in
+                [(BandAnchor::Fixed, 3, 18), (BandAnchor::Length, 20, 32), (BandAnchor::Length, -50, -3)]
+            {
+                let band = Band { lower, upper };
+                let masking = Masking { lengths: Some(&lengths), band, band_anchor, fill, ..Masking::NONE };
+                expect(masking, |[b, _, i, j], s| {
+                    let length = [20, 37][b];
+                    let moved = if band_anchor == BandAnchor::Length { length - 37 } else { 0 };
+                    let distance = j as i64 - i as i64 - moved;
+                    match j as i64 >= length {
+                        true => f32::NEG_INFINITY,
+                        false if (lower..=upper).contains(&distance) => s,
+                        false => value,
+                    }
+                });
+            }
+        }
+    }
+
+    #[test]
+    fn capped_then_biased_then_masked() {
+        let bias: Vec<f32> = (0..37).map(|i| if i == 5 { f32::NEG_INFINITY } else { i as f32 }).collect();
+        let scores = scores();
+        let masking = Masking {
+            softcap: Some(3.0),
+            bias: Some(Dense { data: Elements::F32(&bias), strides: [0, 0, 0, 1], keys: 37 }),
+            band: Band { upper: 30, ..Band::FULL },
+            fill: Fill::Assign(100.0),
+            ..Masking::NONE
+        };
+        for (index, &got) in run(masking).iter().enumerate() {
+            let (i, j) = (index / 37 % 5, index % 37);
+            let capped = 3.0 * (f64::from(scores[index]) / 3.0).tanh() + f64::from(bias[j]);
+            let want = if j > i + 30 { 100.0 } else { capped };
+            assert!(f64::from(got) == want || (f64::from(got) - want).abs() < 5e-6, "{index}: {got}, not {want}");
+        }
+    }
+
+    #[test]
     fn half_precision_and_nan() {
         let scores = [1.0f32, f32::NAN, f32::NAN, 2.0].map(f16::from_f32);
         let bias = [0.5, f32::NEG_INFINITY, 0.0, f32::NAN].map(f16::from_f32);
         let mut out = [f16::ZERO; 4];
-        let masking = Masking { bias: Some((Elements::F16(&bias), [0, 0, 0, 1])), ..Masking::NONE };
+        let bias = Dense { data: Elements::F16(&bias), strides: [0, 0, 0, 1], keys: 4 };
+        let masking = Masking { bias: Some(bias), ..Masking::NONE };
         let args = MaskScoresArgs { scores: Elements::F16(&scores), sizes: [1, 1, 1, 4], masking };
         mask_scores(&args, ElementsMut::F16(&mut out));
         assert_eq!(out[..2], [f16::from_f32(1.5), f16::NEG_INFINITY]);

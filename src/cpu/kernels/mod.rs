@@ -8,3 +8,4 @@ pub mod mask;
 pub mod matmul;
 pub(crate) mod scratch;
 pub mod softmax;
+pub(crate) mod tanh;

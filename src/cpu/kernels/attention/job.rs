@@ -1,8 +1,9 @@
 //! A job: a block of query rows of one key head over a range of keys, and where its result goes.
 
 use super::pack::Rows;
-use crate::cpu::kernels::args::{AttentionArgs, ElementsMut};
+use crate::cpu::kernels::args::{AttentionArgs, AttentionShape, ElementsMut};
 use crate::cpu::kernels::mask;
+use crate::mask::Fill;
 use std::ops::Range;
 
 /// The rows `first_row..first_row + rows` of the group of query heads that read `kv_head`, in (head, query) order.
@@ -12,6 +13,7 @@ pub struct Job<'a> {
     pub kv_head: usize,
     pub first_row: usize,
     pub rows: usize,
+    /// Those to visit, all of which exist.
     pub keys: Range<usize>,
     pub sink: Sink<'a>,
 }
@@ -35,10 +37,10 @@ impl Job<'_> {
         Rows { data: self.args.q.data, offset, stride, width }.get(0, row_f32)
     }
 
-    /// Keys from this one on are hidden from `query` by causality.
+    /// Keys that the band does not hide from `query`.
     #[inline(always)]
-    pub fn causal_end(&self, query: usize) -> usize {
-        mask::causal_end(&self.args.masking, query, self.args.shape.seq_kv)
+    pub fn visible(&self, query: usize) -> Range<usize> {
+        mask::visible(&self.args.masking, self.batch, query, self.args.shape.seq_kv)
     }
 
     /// Bias of row `row` of the job, or that it is masked, for the keys from `first_key` on.
@@ -53,6 +55,20 @@ impl Job<'_> {
     pub fn kv_offset(&self, strides: [usize; 3]) -> usize {
         self.batch * strides[0] + self.kv_head * strides[1]
     }
+}
+
+/// Keys that rows `rows` of a group in `batch` have to visit: from the first to the last that some row sees, or under
+/// `Assign`, where masked keys count too, all that exist.
+pub fn span(args: &AttentionArgs, batch: usize, rows: Range<usize>) -> Range<usize> {
+    let AttentionShape { seq_q, seq_kv, .. } = args.shape;
+    if let Fill::Assign(_) = args.masking.fill {
+        return 0..mask::existing(&args.masking, batch, seq_kv);
+    }
+    let (first, last) = (rows.start, rows.end - 1);
+    let one_head = first / seq_q == last / seq_q;
+    let [first, last] = if one_head { [first % seq_q, last % seq_q] } else { [0, seq_q - 1] };
+    let visible = |query| mask::visible(&args.masking, batch, query, seq_kv);
+    visible(first).start..visible(last).end
 }
 
 /// Where the rows of a job go.

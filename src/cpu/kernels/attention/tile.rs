@@ -8,13 +8,14 @@
 
 use super::job::Job;
 use super::pack::{self, DEPTH, NonFinite, Rows};
-use super::tile_mask;
+use super::tile_mask::{self, Bounds, Masks};
 use crate::cpu::kernels::args::ElementsMut;
 use crate::cpu::kernels::exp::exp;
 use crate::cpu::kernels::mask;
 use crate::cpu::kernels::scratch::{Arena, Line};
 use half::slice::HalfFloatSliceExt;
 use pulp::{Simd, WithSimd};
+use std::ops::Range;
 
 /// Keys of a block: the scores of a tile, `KEYS` × 48 × 4 bytes, stay in the first-level cache.
 const KEYS: usize = 128;
@@ -59,10 +60,7 @@ struct Tile<'a, S: Simd> {
     out: &'a mut [S::f32s],
     max: [S::f32s; VECTORS],
     sum: [S::f32s; VECTORS],
-    /// Per row, the key where causality ends; rows of padding see every key.
-    causal_ends: &'a mut [i32],
-    /// Smallest and largest of `causal_ends`.
-    causal_range: [usize; 2],
+    bounds: Bounds<'a>,
 }
 
 /// One block of keys, packed, and buffers for one tile's share of it.
@@ -88,8 +86,8 @@ fn run<S: Simd, const N: usize>(simd: S, task: Tiles) {
     let tile_count = job.rows.div_ceil(tile_rows);
     let row_len = depth.max(width).max(KEYS);
     let floats = KEYS * (depth + 2 * tile_rows) + STRIP * width + row_len;
-    let per_tile = tile_rows * (depth + width + 1);
-    let mut arena = Arena::new(scratch, 4 * (floats + tile_count * per_tile), 5 + 3 * tile_count);
+    let per_tile = tile_rows * (depth + width + 2);
+    let mut arena = Arena::new(scratch, 4 * (floats + tile_count * per_tile), 5 + 4 * tile_count);
     let mut block = Block::<S, N> {
         first_key: 0,
         keys: arena.take(KEYS / N * depth / DEPTH),
@@ -105,15 +103,16 @@ fn run<S: Simd, const N: usize>(simd: S, task: Tiles) {
         tiles.push(new_tile::<S, N>(simd, &job, first_row..first_row + rows, &mut arena, block.row));
     }
     let fill = mask::fill_value(job.args.masking.fill);
-    let end = tiles.iter().map(|tile| visible_end(&job, tile, fill)).max().unwrap_or(0);
+    let end = job.keys.end;
     for first_key in (job.keys.start..end).step_by(KEYS) {
         block.first_key = first_key;
         let count = KEYS.min(end - first_key);
         load_block(&job, &mut block, &tiles, count, fill);
         for tile in &mut tiles {
-            let count = count.min(visible_end(&job, tile, fill).saturating_sub(first_key));
+            let span = span(&job, tile, fill);
+            let count = count.min(span.end.saturating_sub(first_key));
             match tile.vectors {
-                _ if count == 0 => {}
+                _ if count == 0 || span.start >= first_key + count => {}
                 1 => step::<S, 1, N>(simd, &job, tile, &mut block, count, fill),
                 2 => step::<S, 2, N>(simd, &job, tile, &mut block, count, fill),
                 _ => step::<S, 3, N>(simd, &job, tile, &mut block, count, fill),
@@ -125,18 +124,17 @@ fn run<S: Simd, const N: usize>(simd: S, task: Tiles) {
     }
 }
 
-/// Key (exclusive) up to which the tile has to go: under `Assign` masked keys count too.
+/// Keys that the tile has to visit: under `Assign` masked keys count too.
 #[inline(always)]
-fn visible_end<S: Simd>(job: &Job, tile: &Tile<S>, fill: f32) -> usize {
-    let end = if fill == f32::NEG_INFINITY { tile.causal_range[1] } else { job.keys.end };
-    end.min(job.keys.end)
+fn span<S: Simd>(job: &Job, tile: &Tile<S>, fill: f32) -> Range<usize> {
+    if fill == f32::NEG_INFINITY { tile.bounds.start[0]..tile.bounds.end[1] } else { job.keys.clone() }
 }
 
 #[inline(always)]
 fn new_tile<'a, S: Simd, const N: usize>(
     simd: S,
     job: &Job,
-    rows: std::ops::Range<usize>,
+    rows: Range<usize>,
     arena: &mut Arena<'a>,
     row_f32: &mut [f32],
 ) -> Tile<'a, S> {
@@ -146,11 +144,9 @@ fn new_tile<'a, S: Simd, const N: usize>(
     let zero = simd.splat_f32s(0.0);
     let q: &mut [S::f32s] = arena.take(shape.head_dim.next_multiple_of(DEPTH) * vectors);
     let out: &mut [S::f32s] = arena.take(shape.head_dim_v.next_multiple_of(N) * vectors);
-    let causal_ends: &mut [i32] = arena.take(lanes);
+    let mut bounds = Bounds::new(arena.take(lanes), arena.take(lanes));
     q.fill(zero);
     out.fill(zero);
-    causal_ends.fill(i32::MAX);
-    let mut causal_range = [usize::MAX, 0];
     let flat: &mut [f32] = bytemuck::cast_slice_mut(q);
     let (mut head, mut query) = job.head_and_query(rows.start);
     for lane in 0..rows.len() {
@@ -158,9 +154,7 @@ fn new_tile<'a, S: Simd, const N: usize>(
         for (x, column) in values.iter().zip(flat.chunks_exact_mut(lanes)) {
             column[lane] = *x * job.args.scale;
         }
-        let end = job.causal_end(query);
-        causal_ends[lane] = i32::try_from(end).unwrap_or(i32::MAX);
-        causal_range = [causal_range[0].min(end), causal_range[1].max(end)];
+        bounds.set(lane, job.visible(query));
         query += 1;
         if query == shape.seq_q {
             (head, query) = (head + 1, 0);
@@ -168,7 +162,7 @@ fn new_tile<'a, S: Simd, const N: usize>(
     }
     let max = [simd.splat_f32s(f32::NEG_INFINITY); VECTORS];
     let sum = [zero; VECTORS];
-    Tile { first_row: rows.start, rows: rows.len(), vectors, q, out, max, sum, causal_ends, causal_range }
+    Tile { first_row: rows.start, rows: rows.len(), vectors, q, out, max, sum, bounds }
 }
 
 /// Packs a block, and takes non-finite values out of it when some row may not be allowed to see them.
@@ -185,8 +179,8 @@ fn load_block<S: Simd, const N: usize>(job: &Job, block: &mut Block<S, N>, tiles
     let values = Rows { data: job.args.v.data, offset, stride, width };
     pack::pack_keys(&keys, count, block.row, block.keys);
     pack::pack_values(&values, count, block.row, block.values, STRIP);
-    let end = block.first_key + count;
-    let masked = mask::is_dense(&job.args.masking) || tiles.iter().any(|tile| tile.causal_range[0] < end);
+    let keys = block.first_key..block.first_key + count;
+    let masked = mask::is_dense(&job.args.masking) || tiles.iter().any(|tile| tile.bounds.cut(&keys));
     // Values keep their NaNs under `Assign`, where a masked score stays in the softmax; a bias of negative infinity
     // still excludes there.
     let excludes = fill == f32::NEG_INFINITY || job.args.masking.bias.is_some();
@@ -215,16 +209,9 @@ fn step<S: Simd, const R: usize, const N: usize>(
         *out = score_panel(simd, q, panel);
     }
     let scores = &mut scores[..count];
-    if mask::is_dense(&job.args.masking) {
-        let bias: &mut [[S::f32s; R]] = bytemuck::cast_slice_mut(&mut block.bias[..KEYS * R]);
-        let rows = tile.first_row..tile.first_row + tile.rows;
-        tile_mask::read_bias::<S, R>(job, rows, block.first_key, &mut block.row[..count], &mut bias[..count]);
-        tile_mask::add_bias(simd, bias, fill, scores);
-    }
-    if tile.causal_range[0] < block.first_key + count {
-        let (ends, _) = S::as_simd_i32s(tile.causal_ends);
-        tile_mask::mask_causal(simd, ends, block.first_key, fill, scores);
-    }
+    let rows = tile.first_row..tile.first_row + tile.rows;
+    let masks = Masks { job, rows, bounds: &tile.bounds, first_key: block.first_key, fill };
+    masks.apply(simd, &mut block.row[..count], bytemuck::cast_slice_mut(&mut block.bias[..KEYS * R]), scores);
     let visible = tile_mask::visible_scores::<S, R>(&block.non_finite, scores);
     let rescale = softmax::<S, R>(simd, &mut tile.max, &mut tile.sum, scores);
     let strips = block.values.chunks_exact(STRIP);

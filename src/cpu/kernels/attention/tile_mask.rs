@@ -2,13 +2,53 @@
 
 use super::job::Job;
 use super::pack::NonFinite;
-use crate::cpu::kernels::mask;
+use crate::cpu::kernels::{mask, tanh};
 use pulp::Simd;
 use std::ops::Range;
 
+/// What happens to the scores of a tile against keys from `first_key` on.
+pub struct Masks<'a> {
+    pub job: &'a Job<'a>,
+    /// Of the job.
+    pub rows: Range<usize>,
+    pub bounds: &'a Bounds<'a>,
+    pub first_key: usize,
+    pub fill: f32,
+}
+
+impl Masks<'_> {
+    /// Caps the scores, adds the bias and masks. `row_f32` has room for a row of scores, `bias` for all of them.
+    #[inline(always)]
+    pub fn apply<S: Simd, const R: usize>(
+        &self,
+        simd: S,
+        row_f32: &mut [f32],
+        bias: &mut [[S::f32s; R]],
+        scores: &mut [[S::f32s; R]],
+    ) {
+        let masking = &self.job.args.masking;
+        if let Some(cap) = masking.softcap {
+            soft_cap(simd, cap, scores);
+        }
+        if mask::is_dense(masking) {
+            let bias = &mut bias[..scores.len()];
+            read_bias::<S, R>(self.job, self.rows.clone(), self.first_key, row_f32, bias);
+            add_bias(simd, bias, self.fill, scores);
+        }
+        if self.bounds.start[1] > self.first_key {
+            let (starts, _) = S::as_simd_i32s(self.bounds.starts);
+            mask_before(simd, starts, self.first_key, self.fill, scores);
+        }
+        if self.bounds.end[0] < self.first_key + scores.len() {
+            let (ends, _) = S::as_simd_i32s(self.bounds.ends);
+            mask_from(simd, ends, self.first_key, self.fill, scores);
+        }
+    }
+}
+
 /// Gathers bias and boolean mask of rows of the job, `[key][row]`, for as many keys as `row_f32` has room for.
 #[inline(always)]
-pub fn read_bias<S: Simd, const R: usize>(
+fn read_bias<S: Simd, const R: usize>(
     job: &Job,
     rows: Range<usize>,
     first_key: usize,
@@ -30,7 +70,7 @@ pub fn read_bias<S: Simd, const R: usize>(
 
 /// Adds what [`read_bias`] gathered, or masks.
 #[inline(always)]
-pub fn add_bias<S: Simd, const R: usize>(simd: S, bias: &[[S::f32s; R]], fill: f32, scores: &mut [[S::f32s; R]]) {
+fn add_bias<S: Simd, const R: usize>(simd: S, bias: &[[S::f32s; R]], fill: f32, scores: &mut [[S::f32s; R]]) {
     let fill = simd.splat_f32s(fill);
     for (score, bias) in scores.iter_mut().zip(bias) {
         for r in 0..R {
@@ -39,9 +79,77 @@ pub fn add_bias<S: Simd, const R: usize>(simd: S, bias: &[[S::f32s; R]], fill: f
     }
 }
 
+/// Caps every score.
+#[inline(always)]
+fn soft_cap<S: Simd, const R: usize>(simd: S, cap: f32, scores: &mut [[S::f32s; R]]) {
+    for score in scores.as_flattened_mut() {
+        *score = tanh::soft_cap(simd, *score, cap);
+    }
+}
+
+/// The keys that the band shows to each row of a tile. Rows of padding see every key.
+pub struct Bounds<'a> {
+    /// Per row, the first key.
+    pub starts: &'a mut [i32],
+    /// Per row, the key behind the last.
+    pub ends: &'a mut [i32],
+    /// Smallest and largest start.
+    pub start: [usize; 2],
+    /// Smallest and largest end.
+    pub end: [usize; 2],
+}
+
+impl<'a> Bounds<'a> {
+    /// No row yet.
+    #[inline(always)]
+    pub fn new(starts: &'a mut [i32], ends: &'a mut [i32]) -> Self {
+        starts.fill(0);
+        ends.fill(i32::MAX);
+        Self { starts, ends, start: [usize::MAX, 0], end: [usize::MAX, 0] }
+    }
+
+    /// Sets the keys of one row.
+    #[inline(always)]
+    pub fn set(&mut self, lane: usize, keys: Range<usize>) {
+        self.starts[lane] = to_i32(keys.start);
+        self.ends[lane] = to_i32(keys.end);
+        self.start = [self.start[0].min(keys.start), self.start[1].max(keys.start)];
+        self.end = [self.end[0].min(keys.end), self.end[1].max(keys.end)];
+    }
+
+    /// Whether some row does not see all of `keys`.
+    #[inline(always)]
+    pub fn cut(&self, keys: &Range<usize>) -> bool {
+        self.start[1] > keys.start || self.end[0] < keys.end
+    }
+}
+
+/// Positions are below `2^31`; a larger end means that every key is visible.
+fn to_i32(key: usize) -> i32 {
+    i32::try_from(key).unwrap_or(i32::MAX)
+}
+
+/// Masks each row before its key in `starts`.
+#[inline(always)]
+fn mask_before<S: Simd, const R: usize>(
+    simd: S,
+    starts: &[S::i32s],
+    first_key: usize,
+    fill: f32,
+    scores: &mut [[S::f32s; R]],
+) {
+    let fill = simd.splat_f32s(fill);
+    for (key, score) in scores.iter_mut().enumerate() {
+        let key = simd.splat_i32s(to_i32(first_key + key));
+        for r in 0..R {
+            score[r] = simd.select_f32s(simd.less_than_i32s(key, starts[r]), fill, score[r]);
+        }
+    }
+}
+
 /// Masks each row from its key in `ends` on.
 #[inline(always)]
-pub fn mask_causal<S: Simd, const R: usize>(
+fn mask_from<S: Simd, const R: usize>(
     simd: S,
     ends: &[S::i32s],
     first_key: usize,
@@ -50,7 +158,7 @@ pub fn mask_causal<S: Simd, const R: usize>(
 ) {
     let fill = simd.splat_f32s(fill);
     for (key, score) in scores.iter_mut().enumerate() {
-        let key = simd.splat_i32s(i32::try_from(first_key + key).unwrap_or(i32::MAX));
+        let key = simd.splat_i32s(to_i32(first_key + key));
         for r in 0..R {
             score[r] = simd.select_f32s(simd.less_than_i32s(key, ends[r]), score[r], fill);
         }

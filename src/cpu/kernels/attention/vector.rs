@@ -8,10 +8,10 @@ use super::job::Job;
 use super::pack::any_non_finite;
 use crate::cpu::kernels::args::{Elements, Operand};
 use crate::cpu::kernels::exp::exp;
-use crate::cpu::kernels::mask;
 use crate::cpu::kernels::scratch::{Arena, Line};
-use crate::mask::Band;
+use crate::cpu::kernels::{mask, tanh};
 use pulp::{Simd, WithSimd};
+use std::ops::Range;
 
 /// Keys of a block: a key block and a value block stay in the second-level cache while they are used.
 const KEYS: usize = 128;
@@ -80,16 +80,14 @@ fn run<S: Simd, const R: usize>(simd: S, task: Vectors) {
         row_groups.push(new_group::<S, R>(simd, &job, first_row, q, out));
     }
     let fill = mask::fill_value(job.args.masking.fill);
-    let excludes = fill == f32::NEG_INFINITY;
-    let visible_end = (0..job.rows).map(|row| job.causal_end(job.head_and_query(row).1)).max().unwrap_or(0);
-    let end = if excludes { visible_end.min(job.keys.end) } else { job.keys.end };
-    let masked = mask::is_dense(&job.args.masking) || job.args.masking.band != Band::FULL;
-    let protects = masked && (excludes || job.args.masking.bias.is_some());
+    let open = open_keys(&job, fill);
+    let end = job.keys.end;
     for first_key in (job.keys.start..end).step_by(KEYS) {
         let count = KEYS.min(end - first_key);
         let keys = rows_of::<S>(&job, &job.args.k, shape.head_dim, first_key, count, key_copy);
         let values = rows_of::<S>(&job, &job.args.v, shape.head_dim_v, first_key, count, value_copy);
-        let non_finite = protects && (0..count).any(|key| any_non_finite(values.row(key)));
+        let protected = first_key < open.start || first_key + count > open.end;
+        let non_finite = protected && (0..count).any(|key| any_non_finite(values.row(key)));
         for group in &mut row_groups {
             score(simd, group, &keys, count, buffers.scores);
             mask_scores(simd, &job, group, first_key, count, fill, &mut buffers);
@@ -103,6 +101,23 @@ fn run<S: Simd, const R: usize>(simd: S, task: Vectors) {
     }
     for group in row_groups {
         finish(&mut job, group, value_copy);
+    }
+}
+
+/// Keys outside these may be hidden from a row, and must not reach it then, where they are NaN.
+#[inline(always)]
+fn open_keys(job: &Job, fill: f32) -> Range<usize> {
+    let masking = &job.args.masking;
+    // Values keep their NaNs under `Assign`, where a masked score stays in the softmax; a bias of negative infinity
+    // still excludes there.
+    match (fill == f32::NEG_INFINITY, mask::is_dense(masking)) {
+        (true, true) => 0..0,
+        (false, _) if masking.bias.is_some() => 0..0,
+        (false, _) => 0..usize::MAX,
+        (true, false) => {
+            let rows = (0..job.rows).map(|row| job.visible(job.head_and_query(row).1));
+            rows.fold(0..usize::MAX, |all, keys| all.start.max(keys.start)..all.end.min(keys.end))
+        }
     }
 }
 
@@ -189,7 +204,7 @@ fn score<S: Simd, const R: usize>(simd: S, group: &RowGroup<S, R>, keys: &WholeR
     }
 }
 
-/// Adds the bias, masks, and pads each row of scores by negative infinity to whole vectors.
+/// Caps, adds the bias, masks, and pads each row of scores by negative infinity to whole vectors.
 #[inline(always)]
 fn mask_scores<S: Simd, const R: usize>(
     simd: S,
@@ -202,6 +217,12 @@ fn mask_scores<S: Simd, const R: usize>(
 ) {
     let dense = mask::is_dense(&job.args.masking);
     for (row, scores) in buffers.scores.chunks_exact_mut(KEYS).enumerate() {
+        if let Some(cap) = job.args.masking.softcap {
+            let (vectors, _) = S::as_mut_simd_f32s(scores);
+            for score in vectors.iter_mut().take(count.div_ceil(S::F32_LANES)) {
+                *score = tanh::soft_cap(simd, *score, cap);
+            }
+        }
         if dense && row < group.rows {
             job.read_bias(group.first_row + row, first_key, &mut buffers.bias[..count]);
             let (bias, _) = S::as_simd_f32s(buffers.bias);
@@ -213,8 +234,10 @@ fn mask_scores<S: Simd, const R: usize>(
         }
         if row < group.rows {
             let (_, query) = job.head_and_query(group.first_row + row);
-            let end = job.causal_end(query).clamp(first_key, first_key + count);
-            scores[end - first_key..count].fill(fill);
+            let visible = job.visible(query);
+            let clamp = |key: usize| key.clamp(first_key, first_key + count) - first_key;
+            scores[..clamp(visible.start)].fill(fill);
+            scores[clamp(visible.end)..count].fill(fill);
         }
         scores[count..].fill(f32::NEG_INFINITY);
     }

@@ -1,0 +1,293 @@
+//! ONNX's `Attention`, opsets 23 to 25, as its documentation says (onnx 1.23, docs/Operators.md).
+//!
+//! Query i stands at key position `i + offset`: the offset is the length of the past where there is one,
+//! `nonpad_kv_seqlen − q_sequence_length` per batch element where that is given, and 0 otherwise. Causality and windows both
+//! count from it.
+
+use std::ops::Range;
+
+use safetensors::Dtype as StoredDtype;
+use serde_json::Value;
+
+use super::{Builder, OnnxNode, Stored};
+use crate::attention::{Attention, Strategy};
+use crate::error::Result;
+use crate::graph::Tensor;
+use crate::mask::{Causal, Window};
+use crate::nn::golden::GoldenGraph;
+use crate::tensor::{Dtype, HostTensor};
+
+/// Output slots that repeat inputs: `present_key` and `present_value`.
+pub(super) const COPIES: Range<usize> = 1..3;
+
+const INPUTS: [&str; 7] = ["Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen"];
+const OUTPUTS: [&str; 4] = ["Y", "present_key", "present_value", "qk_matmul_output"];
+const Q: usize = 0;
+const K: usize = 1;
+const V: usize = 2;
+const ATTN_MASK: usize = 3;
+const PAST_KEY: usize = 4;
+const PAST_VALUE: usize = 5;
+const NONPAD: usize = 6;
+
+/// Types that ONNX may ask softmax to be computed in: f32, f16, f64, bf16. Here it is f32 whatever is asked.
+const SOFTMAX_PRECISIONS: [i64; 4] = [1, 10, 11, 16];
+
+pub(super) fn build(node: &OnnxNode, strategy: Strategy) -> Result<GoldenGraph> {
+    let attributes = Attributes::read(node)?;
+    check_slots(node)?;
+    let mut builder = Builder::new(node);
+    let dtype = common_dtype(&builder)?;
+    let shapes = [Q, K].map(|slot| required(&builder, slot).map(|stored| stored.value.shape().to_vec()));
+    let [q_shape, k_shape] = shapes;
+    let heads = attributes.heads(node, [&q_shape?, &k_shape?])?;
+    let flat = heads.is_some();
+    let q = operand(&mut builder, Q, dtype, heads.map(|heads| heads[0]))?;
+    let mut k = operand(&mut builder, K, dtype, heads.map(|heads| heads[1]))?;
+    let mut v = operand(&mut builder, V, dtype, heads.map(|heads| heads[1]))?;
+    let mut past = 0;
+    if builder.slot(PAST_KEY)?.is_some() {
+        let past_key = operand(&mut builder, PAST_KEY, dtype, None)?;
+        let past_value = operand(&mut builder, PAST_VALUE, dtype, None)?;
+        past = builder.graph.desc(past_key)?.shape[2];
+        k = builder.graph.concat(past_key, k, 2)?;
+        v = builder.graph.concat(past_value, v, 2)?;
+    }
+    builder.output(1, k)?;
+    builder.output(2, v)?;
+    // Both have rank 4 here.
+    let [seq_q, keys] = [builder.graph.desc(q)?.shape[2], builder.graph.desc(k)?.shape[2]];
+    let mut options =
+        Attention { scale: attributes.scale, softcap: attributes.softcap, strategy, ..Attention::default() };
+    mask(&mut builder, keys, &mut options)?;
+    positions(&mut builder, &attributes, [seq_q, keys, past], &mut options)?;
+    let wants_steps = node.outputs.get(3).is_some_and(|name| !name.is_empty());
+    let steps = if wants_steps { Some(builder.graph.attention_steps([q, k, v], &options)?) } else { None };
+    let y = match steps {
+        Some(steps) if strategy == Strategy::Unfused => steps.output,
+        _ => builder.graph.attention(q, k, v, &options)?,
+    };
+    let y = if flat { builder.graph.merge_heads(y)? } else { y };
+    builder.output(0, y)?;
+    if let Some(steps) = steps {
+        let stages = [steps.raw, steps.capped, steps.scores, steps.weights];
+        builder.output(3, stages[attributes.mode])?;
+    }
+    Ok(builder.finish())
+}
+
+/// What the attributes say.
+struct Attributes {
+    causal: bool,
+    heads: [Option<usize>; 2],
+    scale: Option<f32>,
+    softcap: Option<f32>,
+    window: Window,
+    mode: usize,
+}
+
+impl Attributes {
+    fn read(node: &OnnxNode) -> Result<Self> {
+        if !(23..=25).contains(&node.opset) {
+            return Err(node.fail(format!("Attention of opset {} is unknown; known are 23 to 25", node.opset)));
+        }
+        let mut read =
+            Self { causal: false, heads: [None; 2], scale: None, softcap: None, window: Window::default(), mode: 0 };
+        for (name, value) in &node.attributes {
+            match name.as_str() {
+                "is_causal" => read.causal = integer(node, name, value, 0..2)? == 1,
+                "q_num_heads" => read.heads[0] = Some(integer(node, name, value, 1..i64::MAX)? as usize),
+                "kv_num_heads" => read.heads[1] = Some(integer(node, name, value, 1..i64::MAX)? as usize),
+                "scale" => read.scale = Some(float(node, name, value)?),
+                "softcap" => read.softcap = Some(float(node, name, value)?).filter(|&softcap| softcap != 0.0),
+                "qk_matmul_output_mode" => read.mode = integer(node, name, value, 0..4)? as usize,
+                "softmax_precision" if SOFTMAX_PRECISIONS.contains(&integer(node, name, value, 0..i64::MAX)?) => {}
+                "left_window_size" if node.opset >= 25 => read.window.left = reach(node, name, value)?,
+                "right_window_size" if node.opset >= 25 => read.window.right = reach(node, name, value)?,
+                _ => return Err(node.fail(format!("Attention-{} has no attribute `{name}` = {value}", node.opset))),
+            }
+        }
+        Ok(read)
+    }
+
+    /// Heads of Q and of K where the layout is `[batch, seq, heads × head_dim]`.
+    fn heads(&self, node: &OnnxNode, [q, k]: [&[usize]; 2]) -> Result<Option<[usize; 2]>> {
+        match (self.heads, q.len()) {
+            ([Some(q), Some(kv)], 3) => Ok(Some([q, kv])),
+            (_, 3) => Err(node.fail("Q of rank 3 needs the attributes `q_num_heads` and `kv_num_heads`")),
+            ([None, None], _) => Ok(None),
+            (_, _) if node.opset >= 25 => {
+                Err(node.fail("Q of rank 4 excludes the attributes `q_num_heads` and `kv_num_heads`"))
+            }
+            (heads, _) => match heads
+                .iter()
+                .zip([q, k])
+                .find(|(heads, shape)| heads.is_some() && shape.get(1) != heads.as_ref())
+            {
+                Some((Some(heads), shape)) => Err(node.fail(format!("{heads} heads are claimed of shape {shape:?}"))),
+                _ => Ok(None),
+            },
+        }
+    }
+}
+
+fn integer(node: &OnnxNode, name: &str, value: &Value, range: Range<i64>) -> Result<i64> {
+    let number = value.as_i64().filter(|number| range.contains(number));
+    number.ok_or_else(|| {
+        node.fail(format!("attribute `{name}` is {value}, an integer from {} was expected", describe(&range)))
+    })
+}
+
+fn describe(range: &Range<i64>) -> String {
+    if range.end == i64::MAX { range.start.to_string() } else { format!("{} to {}", range.start, range.end - 1) }
+}
+
+fn float(node: &OnnxNode, name: &str, value: &Value) -> Result<f32> {
+    let number = value.as_f64().map(|number| number as f32);
+    number.ok_or_else(|| node.fail(format!("attribute `{name}` is {value}, a number was expected")))
+}
+
+/// One side of a window; −1 is unlimited.
+fn reach(node: &OnnxNode, name: &str, value: &Value) -> Result<Option<i64>> {
+    Ok(Some(integer(node, name, value, -1..i64::MAX)?).filter(|&reach| reach >= 0))
+}
+
+/// Slots that this opset has, in combinations that mean something, and no tensor without a slot.
+fn check_slots(node: &OnnxNode) -> Result<()> {
+    let known = if node.opset >= 24 { INPUTS.len() } else { NONPAD };
+    let extra = |names: &[String], known| names.iter().skip(known).find(|name| !name.is_empty()).cloned();
+    if let Some(name) = extra(&node.inputs, known).or_else(|| extra(&node.outputs, OUTPUTS.len())) {
+        return Err(node.fail(format!("Attention-{} has no slot for `{name}`", node.opset)));
+    }
+    let given = node.tensors.keys().filter_map(|name| name.strip_prefix("in."));
+    if let Some(name) = given.into_iter().find(|name| !node.inputs.iter().any(|input| input == name)) {
+        return Err(node.fail(format!("tensor `in.{name}` is in no input slot")));
+    }
+    let used = |slot: usize| node.inputs.get(slot).is_some_and(|name| !name.is_empty());
+    if used(PAST_KEY) != used(PAST_VALUE) {
+        return Err(node.fail("past_key and past_value need each other, one of them is absent"));
+    }
+    if used(PAST_KEY) && used(NONPAD) {
+        return Err(node.fail("nonpad_kv_seqlen excludes past_key and past_value"));
+    }
+    Ok(())
+}
+
+fn required<'a>(builder: &Builder<'a>, slot: usize) -> Result<&'a Stored> {
+    builder.slot(slot)?.ok_or_else(|| builder.node.fail(format!("input `{}` is absent", INPUTS[slot])))
+}
+
+/// f16 where everything that is multiplied is f16, else f32, which holds bf16 exactly.
+fn common_dtype(builder: &Builder<'_>) -> Result<Dtype> {
+    let mut common = Dtype::F16;
+    for slot in [Q, K, V, PAST_KEY, PAST_VALUE] {
+        let stored = if slot <= V { Some(required(builder, slot)?) } else { builder.slot(slot)? };
+        match stored.map(|stored| stored.dtype) {
+            None | Some(StoredDtype::F16) => {}
+            Some(StoredDtype::F32 | StoredDtype::BF16) => common = Dtype::F32,
+            Some(other) => {
+                let name = INPUTS[slot];
+                return Err(builder.node.fail(format!("input `{name}` is {other:?}; f32, f16 or bf16 was expected")));
+            }
+        }
+    }
+    Ok(common)
+}
+
+/// An operand as `[batch, heads, seq, head_dim]`, split where `heads` says how.
+fn operand(builder: &mut Builder<'_>, slot: usize, dtype: Dtype, heads: Option<usize>) -> Result<Tensor> {
+    let value = required(builder, slot)?.value.cast(dtype);
+    let expected = if heads.is_some() { 3 } else { 4 };
+    if value.desc().rank() != expected {
+        let message = format!("input `{}` is {}, rank {expected} was expected", INPUTS[slot], value.desc());
+        return Err(builder.node.fail(message));
+    }
+    let tensor = builder.input(slot, value)?;
+    match heads {
+        Some(heads) => builder.graph.split_heads(tensor, heads),
+        None => Ok(tensor),
+    }
+}
+
+/// `attn_mask`: bool is a mask, a number is added.
+fn mask(builder: &mut Builder<'_>, keys: usize, options: &mut Attention) -> Result<()> {
+    let Some(stored) = builder.slot(ATTN_MASK)? else { return Ok(()) };
+    let boolean = stored.dtype == StoredDtype::BOOL;
+    let value = match stored.dtype {
+        StoredDtype::BOOL | StoredDtype::F16 => stored.value.clone(),
+        _ => stored.value.cast(Dtype::F32),
+    };
+    // One key is padded like any other number of keys; opset 23 has no padding, there it is repeated.
+    let lone = value.shape().last() == Some(&1) && keys > 1 && builder.node.opset >= 24;
+    let value = if lone { pad(&value, keys)? } else { value };
+    let tensor = Some(builder.input(ATTN_MASK, value)?);
+    if boolean {
+        options.mask = tensor
+    } else {
+        options.bias = tensor
+    }
+    Ok(())
+}
+
+/// A mask for one key as one for `keys` keys of which the others take no part.
+fn pad(mask: &HostTensor, keys: usize) -> Result<HostTensor> {
+    let absent = if mask.desc().dtype == Dtype::Bool { 0.0 } else { f64::NEG_INFINITY };
+    let mut data = vec![absent; mask.desc().len() * keys];
+    for (row, value) in data.chunks_exact_mut(keys).zip(mask.to_f64()) {
+        row[0] = value;
+    }
+    let mut shape = mask.shape().to_vec();
+    *shape.last_mut().expect("the mask has a last axis") = keys;
+    Ok(HostTensor::f64(&shape, data)?.cast(mask.desc().dtype))
+}
+
+/// Causality, window and lengths.
+fn positions(
+    builder: &mut Builder<'_>,
+    attributes: &Attributes,
+    [seq_q, keys, past]: [usize; 3],
+    options: &mut Attention,
+) -> Result<()> {
+    options.window = Some(attributes.window).filter(|window| *window != Window::default());
+    options.causal = attributes.causal.then_some(Causal::BottomRight);
+    if let Some(stored) = builder.slot(NONPAD)? {
+        let lengths = lengths(builder.node, stored, keys)?;
+        options.kv_lengths = Some(builder.input(NONPAD, lengths)?);
+        return Ok(());
+    }
+    if past + seq_q == keys || (options.causal.is_none() && options.window.is_none()) {
+        return Ok(());
+    }
+    if attributes.causal {
+        let past = u32::try_from(past).map_err(|_| builder.node.fail(format!("a past of {past} keys is too long")))?;
+        options.causal = Some(Causal::Past(past));
+        return Ok(());
+    }
+    // A window alone stands at the end of the keys, and these queries do not: it becomes a mask, in whichever of the two is free.
+    let sees = |(i, j): (usize, usize)| {
+        let ahead = j as i64 - (i + past) as i64;
+        let left = attributes.window.left.is_none_or(|left| -ahead <= left);
+        left && attributes.window.right.is_none_or(|right| ahead <= right)
+    };
+    let band: Vec<bool> = (0..seq_q).flat_map(|i| (0..keys).map(move |j| (i, j))).map(sees).collect();
+    options.window = None;
+    if options.mask.is_none() {
+        options.mask = Some(builder.graph.constant(HostTensor::bool(&[seq_q, keys], band)?)?);
+    } else {
+        let band = band.into_iter().map(|sees| if sees { 0.0 } else { f32::NEG_INFINITY }).collect();
+        options.bias = Some(builder.graph.constant(HostTensor::f32(&[seq_q, keys], band)?)?);
+    }
+    Ok(())
+}
+
+/// `nonpad_kv_seqlen` as the graph takes it.
+fn lengths(node: &OnnxNode, stored: &Stored, keys: usize) -> Result<HostTensor> {
+    if stored.dtype != StoredDtype::I64 {
+        return Err(node.fail(format!("nonpad_kv_seqlen is {:?}, i64 was expected", stored.dtype)));
+    }
+    let lengths = stored.value.to_f64();
+    if let Some(outside) = lengths.iter().find(|&&length| !(0.0..=keys as f64).contains(&length)) {
+        return Err(node.fail(format!("nonpad_kv_seqlen holds {outside}, and there are {keys} keys")));
+    }
+    Ok(stored.value.cast(Dtype::U32))
+}
