@@ -32,6 +32,7 @@
 //! | [`compare`], [`case`] | comparing with a reference; problems with seeded inputs |
 //! | [`ops`] | one file per op: shape rule, reference, cost, techniques, cases, builder; the registry |
 //! | [`attention`] | `Graph::attention` and its strategies |
+//! | `timing` | durations and what measured them |
 //! | [`memory`], `schedule` | slots that tensors share; techniques and slots resolved for a graph |
 //! | [`gpu`] | the only folder that names wgpu |
 //! | [`cpu`] | the native backend |
