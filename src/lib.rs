@@ -35,7 +35,7 @@
 //! | `timing` | durations and what measured them |
 //! | [`memory`], `schedule` | slots that tensors share; techniques and slots resolved for a graph |
 //! | [`gpu`] | the only folder that names wgpu |
-//! | [`cpu`] | the native backend |
+//! | [`cpu`] | the native backend; its kernels know nothing above [`mask`] |
 //! | [`device`], [`plan`] | either of the two behind one face |
 //! | [`mod@reference`], [`verify`] | the oracle; every technique against it |
 //! | [`nn`] | layers built on graphs, and files that hold their weights |
