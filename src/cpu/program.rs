@@ -1,4 +1,7 @@
 //! A schedule with its memory, run step by step.
+//!
+//! An idea that lost: entering the thread pool once for all steps instead of once for each. The seed-2 layer took 8.2 and
+//! 8.8 ms (medians) against 7.8 on two cores; it may win where steps are short and cores many.
 
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
