@@ -40,7 +40,13 @@ fn files() -> Vec<PathBuf> {
 
 fn check(subject: &Subject, path: &Path, strategy: Strategy) -> Verdict {
     let golden = Golden::open(path)?;
-    let layer = golden.graph(strategy)?;
+    let layer = match golden.graph(strategy) {
+        // Heads too wide for the fused kernel are no failure of it, and no pass either.
+        Err(error) if strategy == Strategy::Fused && error.to_string().contains("the fused kernel takes head_dim") => {
+            return Ok(Completion::ignored_with(error.to_string()));
+        }
+        layer => layer?,
+    };
     let mut plan = Plan::new(&subject.device, &layer.graph)?;
     let inputs: Vec<_> = layer.inputs.iter().map(|(name, value)| (name.as_str(), value)).collect();
     let checks = golden.compare(&plan.run(&inputs)?)?;
