@@ -54,7 +54,7 @@ fn check(subject: &Subject, path: &Path, strategy: Strategy) -> Verdict {
     for (name, comparison) in &checks {
         // Scores and weights are what fused attention does not have; all else must be there.
         let Some(comparison) = comparison else {
-            let intermediate = ["scores", "attention"].contains(&name.as_str());
+            let intermediate = ["scores", "attention", "p"].contains(&name.as_str());
             if strategy == Strategy::Fused && intermediate {
                 continue;
             }

@@ -8,15 +8,17 @@ use crate::attention::{Attention, Strategy};
 use crate::error::Result;
 use crate::graph::{Graph, Tensor};
 use crate::mask::{Causal, Fill};
+use crate::ops::MatMul;
 use crate::plan::Outputs;
 use crate::tensor::{Dtype, HostTensor};
 
 /// Kinds that [`build`] knows.
-const KINDS: [&str; 2] = ["seed2_mha", "torch_sdpa"];
+const KINDS: [&str; 3] = ["seed1_qkv", "seed2_mha", "torch_sdpa"];
 
 /// The layer of a file as a graph whose outputs are named as in the file.
 pub(super) fn build(golden: &Golden, strategy: Strategy) -> Result<GoldenGraph> {
     match golden.kind.as_str() {
+        "seed1_qkv" => seed1_qkv(golden, strategy),
         "seed2_mha" => seed2_mha(golden, strategy),
         "torch_sdpa" => torch_sdpa(golden, strategy),
         other => Err(golden.fail(format!("kind `{other}` is unknown; known are {}", KINDS.join(", ")))),
@@ -61,6 +63,42 @@ impl<'a> Builder<'a> {
     fn finish(self) -> GoldenGraph {
         GoldenGraph { graph: self.graph, inputs: self.inputs }
     }
+}
+
+/// Query-key-value attention, which seed document 001 names: one head, no biases, −1e9 assigned by a key padding mask and by
+/// causality.
+fn seed1_qkv(golden: &Golden, strategy: Strategy) -> Result<GoldenGraph> {
+    let mut builder = Builder::new(golden);
+    let x = builder.float_input("x")?;
+    let source = if golden.optional("in.source").is_some() { builder.float_input("source")? } else { x };
+    let mut qkv = [x, source, source];
+    for (tensor, name) in qkv.iter_mut().zip(["w.Wq", "w.Wk", "w.Wv"]) {
+        let weight = builder.graph.weight(name, golden.floats(name)?)?;
+        *tensor = builder.graph.matmul(*tensor, weight, None, MatMul::default())?;
+    }
+    let mut attention = Attention { fill: Fill::Assign(-1e9), strategy, ..Attention::default() };
+    attention.causal = (golden.config()["causal"] == Value::Bool(true)).then_some(Causal::TopLeft);
+    if let Some(mask) = golden.optional("in.mask") {
+        let keys = mask.shape().to_vec();
+        let mask = builder.input("mask", mask.cast(Dtype::Bool))?;
+        let &[batch, keys] = &keys[..] else { return Err(golden.fail(format!("tensor `in.mask` is {keys:?}"))) };
+        attention.mask = Some(builder.graph.reshape(mask, &[batch, 1, keys])?);
+    }
+    let [q, k, v] = qkv;
+    if strategy != Strategy::Unfused {
+        let y = builder.graph.attention(q, k, v, &attention)?;
+        builder.graph.output("y", y)?;
+        return Ok(builder.finish());
+    }
+    let steps = builder.graph.attention_steps(qkv, &attention)?;
+    builder.graph.output("y", steps.output)?;
+    for (name, tensor) in [("scores", steps.scores), ("p", steps.weights)] {
+        // One head: the axes are those of x and its source.
+        let shape = builder.graph.desc(tensor)?.shape[1..].to_vec();
+        let tensor = builder.graph.reshape(tensor, &shape)?;
+        builder.graph.output(name, tensor)?;
+    }
+    Ok(builder.finish())
 }
 
 /// The multi-head attention layer of seed document 002: scale `1 / √d_feat` (the whole width), −1e9 assigned where the mask
