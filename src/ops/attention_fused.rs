@@ -4,8 +4,9 @@
 //! `attention_native` (query rows in vector lanes, see `src/cpu/kernels/attention.rs`).
 //!
 //! Ideas that lost:
-//! - Scores and outputs of a lane as arrays indexed by a row loop, so that 1, 2 or 4 rows could be a constant: 1.1 GFLOP/s
-//!   against 2.0 with the rows as columns of a `mat4x4` (b=8, h=12, s=128, d=64, lavapipe 22.3 on two cores).
+//! - Scores and outputs of a lane as arrays indexed by a row loop, so that 1, 2 or 4 rows could be a constant: 185 ms against
+//!   103 with the rows as columns of a `mat4x4` (b=8, h=12, s=128, d=64, lavapipe 22.3 on two cores, in turns). It may win
+//!   where a driver unrolls such loops and queries are few.
 
 use std::sync::Arc;
 
