@@ -8,15 +8,10 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import time
 
 import torch
 import torch.nn.functional as F
-
-# glibc gives large tensors back to the system after each call, and every call then pays for fresh pages: up to ten times the
-# layer's time. PyTorch is measured without that, as with an allocator that keeps its memory.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(1 << 32), "MALLOC_TRIM_THRESHOLD_": str(1 << 32), "MALLOC_TOP_PAD_": str(1 << 28)}
 
 PROBLEMS = [
     "b=1,h=8,s=1024,d=64",
@@ -126,16 +121,10 @@ def main():
     parser.add_argument("--seconds", type=float, default=1.5, help="of PyTorch for each problem and round")
     parser.add_argument("--problem", action="append", help=f"`{LAYER}` or as in `regard bench --problem`")
     parser.add_argument("--out", help="file to append JSON lines to")
-    parser.add_argument("--plain-malloc", action="store_true", help="leave glibc's allocator as it is")
     arguments = parser.parse_args()
-    if not arguments.plain_malloc and not KEEP_MEMORY.keys() <= os.environ.keys():
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
     torch.set_num_threads(arguments.threads)
     os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)
-    print(
-        f"PyTorch {torch.__version__} on {arguments.torch_device}, {arguments.threads} threads, {arguments.rounds} rounds,"
-        f" {'plain malloc' if arguments.plain_malloc else 'malloc that keeps its memory'}"
-    )
+    print(f"PyTorch {torch.__version__} on {arguments.torch_device}, {arguments.threads} threads, {arguments.rounds} rounds")
     print(f"{'problem':44} {'torch ms':>9} {'regard ms':>9} {'torch GF/s':>10} {'regard GF/s':>11} {'regard/torch':>12}")
     for problem in arguments.problem or [*PROBLEMS, LAYER]:
         with torch.inference_mode():
@@ -161,7 +150,6 @@ def main():
                 "problem": problem,
                 "peer": f"PyTorch {torch.__version__}",
                 "threads": arguments.threads,
-                "malloc": "plain" if arguments.plain_malloc else "keeps its memory",
                 "flops": int(flops),
                 "peer_round_medians_ms": theirs,
                 "regard_round_medians_ms": ours,
