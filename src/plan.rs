@@ -60,12 +60,12 @@ impl Plan {
     /// # Errors
     /// A graph without outputs, or a technique that the device lacks.
     pub fn preview(device: &Device, graph: &Graph, options: &PlanOptions) -> Result<PlanDescription> {
-        Ok(Schedule::new(graph, device.capabilities(), options)?.describe(device.name()))
+        Ok(Schedule::new(graph, device.capabilities(), options)?.describe(device.name(), device.capabilities()))
     }
 
     /// Steps, shapes, work and memory.
     pub fn describe(&self) -> PlanDescription {
-        self.schedule.describe(self.device.name())
+        self.schedule.describe(self.device.name(), self.device.capabilities())
     }
 
     /// Uses a resident tensor as the input or output of this name, without a copy, until another is bound.

@@ -127,7 +127,7 @@ impl Schedule {
         Ok(())
     }
 
-    pub fn describe(&self, device: String) -> PlanDescription {
+    pub fn describe(&self, device: String, capabilities: &Capabilities) -> PlanDescription {
         let sum = |wanted: fn(&Role) -> bool| {
             self.slots.iter().filter(|slot| wanted(&slot.role)).map(|slot| slot.bytes).fold(0, u64::saturating_add)
         };
@@ -138,6 +138,10 @@ impl Schedule {
             weight_bytes: sum(|role| matches!(role, Role::Weight(_))),
             output_bytes: sum(|role| matches!(role, Role::Output)),
             scratch_bytes: sum(|role| matches!(role, Role::Scratch)),
+            staging_bytes: match capabilities.backend {
+                Backend::Gpu => self.inputs.iter().chain(&self.outputs).map(|port| port.operand.desc.bytes()).sum(),
+                Backend::Cpu => 0,
+            },
         }
     }
 }
@@ -228,6 +232,8 @@ pub struct PlanDescription {
     pub output_bytes: u64,
     /// Bytes of the slots that intermediates share.
     pub scratch_bytes: u64,
+    /// Bytes that the host maps to write inputs and read outputs of a GPU; not part of the peak, which is the device's.
+    pub staging_bytes: u64,
 }
 
 /// One step of a plan.
@@ -265,7 +271,7 @@ impl StepDescription {
 }
 
 impl PlanDescription {
-    /// Bytes that are allocated while the plan lives: inputs, weights, outputs and scratch.
+    /// Bytes of the device's memory while the plan lives: inputs, weights, outputs and scratch.
     pub fn peak_bytes(&self) -> u64 {
         [self.weight_bytes, self.output_bytes, self.scratch_bytes]
             .iter()
@@ -305,6 +311,10 @@ impl fmt::Display for PlanDescription {
             self.weight_bytes,
             self.output_bytes,
             self.scratch_bytes
-        )
+        )?;
+        match self.staging_bytes {
+            0 => Ok(()),
+            bytes => write!(f, "; {bytes} bytes of the host's for staging"),
+        }
     }
 }

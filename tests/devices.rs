@@ -37,6 +37,7 @@ fn main() -> ExitCode {
     trials.extend(each_of(&[Backend::Gpu], "a buffer over the binding limit", over_the_limit));
     trials.extend(each_of(&[Backend::Cpu], "more memory than there is", out_of_memory));
     trials.extend(each_of(&[Backend::Gpu], "a tensor of the other backend", other_backend));
+    trials.extend(each_of(&[Backend::Gpu], "a tensor of another device", other_device));
     trials.extend(each_of(&[Backend::Gpu], "device lost", device_lost));
     trials.push(Trial::test("which device is taken", which_device));
     run(trials)
@@ -272,6 +273,22 @@ fn other_backend(subject: &Subject) -> Verdict {
     assert_eq!(why.to_string(), "device: the tensor lives on another kind of device");
     let mut native = softmax_plan(&native)?;
     native.bind("y", &native.tensor("y")?)?;
+    Ok(Completion::Completed)
+}
+
+/// Two wgpu devices do not share buffers; the plan that refused one still has its own.
+fn other_device(subject: &Subject) -> Verdict {
+    let (_device, _queue, other) = wgpu_device(subject, ALL_FEATURES)?;
+    let mut plan = softmax_plan(&subject.device)?;
+    let right = plan.run(&[("x", &x())])?;
+    for name in ["x", "y"] {
+        let foreign = other.upload(&x())?;
+        let why = plan.bind(name, &foreign).expect_err("a tensor of another device");
+        assert_eq!(why.to_string(), "device: the tensor lives on another device");
+        let why = subject.device.download(&foreign).expect_err("a tensor of another device");
+        assert_eq!(why.to_string(), "device: the tensor lives on another device");
+        assert_eq!(plan.run(&[("x", &x())])?, right, "after `{name}` was refused");
+    }
     Ok(Completion::Completed)
 }
 

@@ -8,6 +8,7 @@ use common::{Subject, Verdict, each_device, run};
 use libtest_mimic::{Completion, Failed, Trial};
 use proptest::prelude::{Strategy as _, prop, prop_assert, prop_assert_eq};
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
+use regard::capabilities::Backend;
 use regard::memory::{Assignment, Lifetime, assign};
 use regard::{Attention, Dtype, Graph, Plan, PlanOptions, Strategy, TensorDesc};
 
@@ -94,6 +95,8 @@ fn fused_stores_no_scores(subject: &Subject) -> Verdict {
     let fused = preview(Strategy::Fused)?;
     let least = 4 * tensor;
     assert!(fused.peak_bytes() >= least && fused.peak_bytes() * 100 <= least * 101, "{fused}");
+    let staging = if subject.device.capabilities().backend == Backend::Gpu { least } else { 0 };
+    assert_eq!(fused.staging_bytes, staging, "{fused}");
     let scores = 16 * 16_384 * 16_384 * 4_u64;
     let unfused = preview(Strategy::Unfused)?;
     assert_eq!(unfused.peak_bytes(), least + 2 * scores, "{unfused}");

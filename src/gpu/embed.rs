@@ -18,7 +18,8 @@ impl Device {
 }
 
 impl DeviceTensor {
-    /// A tensor in a buffer of the caller's, dense and row-major from its first byte.
+    /// A tensor in a buffer of the caller's, dense and row-major from its first byte. The buffer must be of the wgpu device
+    /// that the tensor is used on: wgpu gives no way to check, and panics on a buffer of another instance.
     ///
     /// # Errors
     /// A buffer that is too small, or that lacks the usages `STORAGE`, `COPY_SRC` or `COPY_DST`.
@@ -34,7 +35,7 @@ impl DeviceTensor {
             let message = format!("the buffer has usages {:?}, it needs {TENSOR_USAGE:?}", buffer.usage());
             return Err(Error::shape("tensor", message));
         }
-        Ok(Self { desc, storage: Storage::Gpu(GpuBuffer(buffer)) })
+        Ok(Self { desc, storage: Storage::Gpu(GpuBuffer(buffer, None)) })
     }
 
     /// The buffer that holds the tensor from its first byte on; `None` on the CPU backend.

@@ -17,6 +17,7 @@ use crate::weights::WeightCache;
 /// A device that runs WGSL.
 #[derive(Debug)]
 pub struct Gpu {
+    id: u64,
     pub(super) device: wgpu::Device,
     pub(super) queue: wgpu::Queue,
     capabilities: Capabilities,
@@ -28,9 +29,15 @@ pub struct Gpu {
     lost: Arc<Mutex<Option<String>>>,
 }
 
-/// A buffer on a GPU. Clones are the same buffer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct GpuBuffer(pub(super) wgpu::Buffer);
+/// A buffer on a GPU, and the device that made it; `None` for a caller's. Clones are the same buffer.
+#[derive(Debug, Clone)]
+pub struct GpuBuffer(pub(super) wgpu::Buffer, pub(super) Option<u64>);
+
+impl PartialEq for GpuBuffer {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
 
 /// Bytes of a binding for a tensor of `bytes`: whole words, and never none.
 pub(super) fn padded(bytes: u64) -> u64 {
@@ -67,7 +74,9 @@ impl Gpu {
 
     /// A device that somebody else opened. Its callbacks are left alone.
     pub(super) fn assemble(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue, checks: Checks) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
             capabilities: capabilities(adapter, device.features(), &device.limits()),
             name: Adapter::new(adapter.clone()).describe(),
             device,
@@ -141,7 +150,7 @@ impl Gpu {
         self.buffers_created.fetch_add(1, Ordering::Relaxed);
         let mapped_at_creation = usage.contains(wgpu::BufferUsages::MAP_WRITE);
         let descriptor = wgpu::BufferDescriptor { label: Some(label), size: padded(bytes), usage, mapped_at_creation };
-        self.scoped(|| self.device.create_buffer(&descriptor)).map(GpuBuffer)
+        self.scoped(|| self.device.create_buffer(&descriptor)).map(|buffer| GpuBuffer(buffer, Some(self.id)))
     }
 
     pub(crate) fn upload(&self, tensor: &HostTensor) -> Result<GpuBuffer> {
@@ -168,6 +177,7 @@ impl Gpu {
 
     pub(crate) fn download(self: &Arc<Self>, buffer: &GpuBuffer, bytes: u64) -> Result<Vec<u8>> {
         let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
+        self.check_owner(buffer)?;
         let target = self.create_buffer("regard download", bytes, usage)?;
         self.scoped(|| {
             let mut encoder = self.device.create_command_encoder(&Default::default());
@@ -175,6 +185,14 @@ impl Gpu {
             self.queue.submit([encoder.finish()]);
         })?;
         Ok(Readback::start(self.clone(), target, std::iter::once(0..bytes).collect())?.wait()?.remove(0))
+    }
+
+    /// Refuses a buffer of another device, which wgpu would meet with a panic.
+    pub(super) fn check_owner(&self, buffer: &GpuBuffer) -> Result<()> {
+        match buffer.1 {
+            Some(owner) if owner != self.id => Err(Error::Device("the tensor lives on another device".into())),
+            _ => Ok(()),
+        }
     }
 
     /// Runs all submitted work to its end and calls what waits for it.

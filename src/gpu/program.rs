@@ -88,13 +88,22 @@ impl GpuProgram {
         &self.buffers[slot]
     }
 
-    /// Uses another buffer for a slot.
+    /// Uses another buffer for a slot; refused, nothing has changed.
     pub fn bind(&mut self, slot: usize, buffer: &GpuBuffer) -> Result<()> {
-        self.buffers[slot] = buffer.clone();
-        for step in self.steps.iter_mut().filter(|step| step.operands.iter().any(|binding| binding.slot == slot)) {
-            step.bind_group = step.group(&self.gpu, &self.buffers, &self.params)?;
+        self.gpu.check_owner(buffer)?;
+        let before = std::mem::replace(&mut self.buffers[slot], buffer.clone());
+        let affected = self.steps.iter().enumerate().filter(|(_, step)| step.binds(slot));
+        let groups = affected.map(|(index, step)| Ok((index, step.group(&self.gpu, &self.buffers, &self.params)?)));
+        match groups.collect::<Result<Vec<_>>>() {
+            Ok(groups) => {
+                groups.into_iter().for_each(|(index, group)| self.steps[index].bind_group = group);
+                Ok(())
+            }
+            Err(error) => {
+                self.buffers[slot] = before;
+                Err(error)
+            }
         }
-        Ok(())
     }
 
     pub fn write(&mut self, slot: usize, bytes: &[u8]) -> Result<()> {
@@ -189,6 +198,10 @@ impl Dispatch {
         let label = launch.shader.main.name;
         let bind_group = bind_group(gpu, label, &pipeline, (params_buffer, params.clone()), bound)?;
         Ok(Self { label, pipeline, bind_group, workgroups: launch.workgroups, params, operands })
+    }
+
+    fn binds(&self, slot: usize) -> bool {
+        self.operands.iter().any(|binding| binding.slot == slot)
     }
 
     fn group(&self, gpu: &Gpu, buffers: &[GpuBuffer], params: &GpuBuffer) -> Result<wgpu::BindGroup> {
