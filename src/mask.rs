@@ -18,13 +18,16 @@ pub enum Causal {
 
 /// How far a query sees around its own position; `None` is unlimited.
 ///
-/// The position of query `i` among the keys is that of [`Causal`] where that is set, else bottom-right as in FlashAttention.
+/// The position of query `i` among the keys is that of [`Causal`] where that is set, else `align`, else bottom-right as in
+/// FlashAttention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Window {
     /// Keys before the query's own position.
     pub left: Option<i64>,
     /// Keys after the query's own position.
     pub right: Option<i64>,
+    /// Where the first query stands; nothing else than what causality says, where that is set.
+    pub align: Option<Causal>,
 }
 
 /// What a masked score becomes.
@@ -46,6 +49,42 @@ pub struct Masking {
     pub window: Option<Window>,
     /// What a masked score becomes.
     pub fill: Fill,
+}
+
+/// A distance from a query to a key, `j - i`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bound {
+    /// The distance, or what is added to it.
+    pub at: i64,
+    /// To `at` comes by how many a sequence's keys outnumber its queries. Lengths are data, so this is known as late as they are.
+    pub follows: bool,
+}
+
+/// A band whose ends may depend on lengths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Least `j - i`; `None` is unlimited.
+    pub lower: Option<Bound>,
+    /// Greatest `j - i`; `None` is unlimited.
+    pub upper: Option<Bound>,
+}
+
+impl Bound {
+    /// The distance in a sequence of so many queries and keys.
+    pub fn resolve(self, queries: usize, keys: usize) -> i64 {
+        self.at + if self.follows { keys as i64 - queries as i64 } else { 0 }
+    }
+}
+
+impl Bounds {
+    /// Without bounds.
+    pub const NONE: Self = Self { lower: None, upper: None };
+
+    /// The band in a sequence of so many queries and keys.
+    pub fn band(&self, queries: usize, keys: usize) -> Band {
+        let resolve = |bound: Option<Bound>, otherwise| bound.map_or(otherwise, |bound| bound.resolve(queries, keys));
+        Band { lower: resolve(self.lower, Band::FULL.lower), upper: resolve(self.upper, Band::FULL.upper) }
+    }
 }
 
 /// Key `j` lies inside for query `i` when `lower <= j - i <= upper`.
@@ -88,11 +127,16 @@ impl Masking {
     /// # Errors
     /// A negative window or a NaN to assign.
     pub fn validate(&self, op: &'static str) -> Result<()> {
-        if let Some(Window { left, right }) = self.window {
+        if let Some(Window { left, right, align }) = self.window {
             for (side, size) in [("left", left), ("right", right)] {
                 if let Some(size) = size.filter(|&size| size < 0) {
                     return Err(Error::option(op, format!("window {side} is {size}, it must be 0 or more")));
                 }
+            }
+            if let (Some(align), Some(causal)) = (align, self.causal)
+                && align != causal
+            {
+                return Err(Error::option(op, format!("the window stands {align:?} and causality {causal:?}")));
             }
         }
         match self.fill {
@@ -105,22 +149,27 @@ impl Masking {
 
     /// The band that causality and window leave for these lengths.
     pub fn band(&self, seq_q: usize, seq_kv: usize) -> Band {
-        let bottom_right = seq_kv as i64 - seq_q as i64;
-        let offset = match self.causal {
-            Some(Causal::TopLeft) => 0,
-            Some(Causal::Past(past)) => i64::from(past).min(UNLIMITED / 2),
-            Some(Causal::BottomRight) | None => bottom_right,
-        };
-        let mut band = Band::FULL;
-        if self.causal.is_some() {
-            band.upper = offset;
+        self.bounds().band(seq_q, seq_kv)
+    }
+
+    /// What causality and window leave, whatever the lengths.
+    pub fn bounds(&self) -> Bounds {
+        let window = self.window.unwrap_or_default();
+        let own = self.position();
+        let moved = |by: i64| Bound { at: own.at + by.clamp(-UNLIMITED / 4, UNLIMITED / 4), ..own };
+        // Causality shows nothing ahead of the query, so a window cannot show more.
+        let upper = if self.causal.is_some() { Some(own) } else { window.right.map(moved) };
+        Bounds { lower: window.left.map(|left| moved(-left)), upper }
+    }
+
+    /// Where query 0 stands among the keys: what windows and ALiBi measure distances from.
+    pub fn position(&self) -> Bound {
+        let align = self.causal.or(self.window.and_then(|window| window.align));
+        match align.unwrap_or(Causal::BottomRight) {
+            Causal::TopLeft => Bound { at: 0, follows: false },
+            Causal::Past(past) => Bound { at: i64::from(past).min(UNLIMITED / 4), follows: false },
+            Causal::BottomRight => Bound { at: 0, follows: true },
         }
-        if let Some(Window { left, right }) = self.window {
-            let reach = |size: i64| size.min(UNLIMITED / 2);
-            band.lower = left.map_or(band.lower, |left| offset - reach(left));
-            band.upper = right.map_or(band.upper, |right| band.upper.min(offset + reach(right)));
-        }
-        band
     }
 }
 
@@ -144,13 +193,13 @@ mod tests {
 
     #[test]
     fn windows_by_hand() {
-        let window = Some(Window { left: Some(1), right: Some(0) });
+        let window = Some(Window { left: Some(1), right: Some(0), align: None });
         let band = Masking { window, ..Masking::default() }.band(4, 4);
         assert_eq!((0..4).map(|i| band.keys(i, 4)).collect::<Vec<_>>(), [0..1, 0..2, 1..3, 2..4]);
         assert!(!band.is_full(4, 4));
         assert!(Band::FULL.is_full(9, 9));
         assert!(
-            Masking { window: Some(Window { left: Some(-1), right: None }), ..Masking::default() }
+            Masking { window: Some(Window { left: Some(-1), ..Window::default() }), ..Masking::default() }
                 .validate("x")
                 .is_err()
         );

@@ -30,8 +30,27 @@ pub trait Op: fmt::Debug + Send + Sync {
     /// Exact work for these shapes.
     fn cost(&self, inputs: &[TensorDesc]) -> Cost;
 
+    /// Outputs that are inputs changed in place. Such an input is gone afterwards, and the graph refuses to read it again.
+    fn updates(&self) -> &'static [Update];
+
+    /// What a checked run asks of data that shapes do not say: `data` holds the inputs that are u32, `None` for the others.
+    /// An unchecked run does not ask, and stays inside its buffers whatever they hold.
+    ///
+    /// # Errors
+    /// Lengths, positions or pages outside of what the other inputs have.
+    fn check(&self, inputs: &[TensorDesc], data: &[Option<&HostTensor>]) -> Result<()>;
+
     /// Every way that works on this device, best first.
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique>;
+}
+
+/// An output that takes over the memory of an input of the same description.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Update {
+    /// Index among the outputs.
+    pub output: usize,
+    /// Index among the inputs.
+    pub input: usize,
 }
 
 /// Which rows of an output the reference computes, a row being one run along the last axis.

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use half::f16;
+use half::{bf16, f16};
 
 use crate::error::{Error, Result};
 
@@ -13,12 +13,17 @@ pub enum Dtype {
     F32,
     /// 16-bit IEEE float.
     F16,
+    /// The upper half of an f32. WGSL has no such type: kernels widen it as they load it and round to nearest even as they
+    /// store it.
+    BF16,
     /// 64-bit float. Host only: references and expected values; a graph refuses it.
     F64,
     /// One byte per element, 0 or 1; masks, where true takes part.
     Bool,
-    /// 32-bit unsigned integer: lengths.
+    /// 32-bit unsigned integer: lengths, positions, pages.
     U32,
+    /// 8-bit signed integer: quantised key/value caches, whose scales are another tensor.
+    I8,
 }
 
 impl Dtype {
@@ -27,12 +32,12 @@ impl Dtype {
         match self {
             Self::F64 => 8,
             Self::F32 | Self::U32 => 4,
-            Self::F16 => 2,
-            Self::Bool => 1,
+            Self::F16 | Self::BF16 => 2,
+            Self::Bool | Self::I8 => 1,
         }
     }
 
-    /// Whether kernels can compute with it.
+    /// Whether every kernel can compute with it. A few more take bf16.
     pub fn is_device_float(self) -> bool {
         matches!(self, Self::F32 | Self::F16)
     }
@@ -44,8 +49,10 @@ impl fmt::Display for Dtype {
             Self::F64 => "f64",
             Self::F32 => "f32",
             Self::F16 => "f16",
+            Self::BF16 => "bf16",
             Self::Bool => "bool",
             Self::U32 => "u32",
+            Self::I8 => "i8",
         })
     }
 }
@@ -107,9 +114,11 @@ impl fmt::Display for TensorDesc {
 enum Data {
     F32(Vec<f32>),
     F16(Vec<f16>),
+    BF16(Vec<bf16>),
     F64(Vec<f64>),
     Bool(Vec<bool>),
     U32(Vec<u32>),
+    I8(Vec<i8>),
 }
 
 /// A tensor in host memory.
@@ -133,6 +142,16 @@ impl HostTensor {
         Self::checked(Dtype::F16, shape, data.len(), Data::F16(data))
     }
 
+    /// bf16 elements in row-major order. Errors as [`HostTensor::f32`].
+    pub fn bf16(shape: &[usize], data: Vec<bf16>) -> Result<Self> {
+        Self::checked(Dtype::BF16, shape, data.len(), Data::BF16(data))
+    }
+
+    /// i8 elements in row-major order. Errors as [`HostTensor::f32`].
+    pub fn i8(shape: &[usize], data: Vec<i8>) -> Result<Self> {
+        Self::checked(Dtype::I8, shape, data.len(), Data::I8(data))
+    }
+
     /// f64 elements in row-major order. Errors as [`HostTensor::f32`].
     pub fn f64(shape: &[usize], data: Vec<f64>) -> Result<Self> {
         Self::checked(Dtype::F64, shape, data.len(), Data::F64(data))
@@ -154,9 +173,11 @@ impl HostTensor {
         let data = match desc.dtype {
             Dtype::F32 => Data::F32(vec![0.0; len]),
             Dtype::F16 => Data::F16(vec![f16::ZERO; len]),
+            Dtype::BF16 => Data::BF16(vec![bf16::ZERO; len]),
             Dtype::F64 => Data::F64(vec![0.0; len]),
             Dtype::Bool => Data::Bool(vec![false; len]),
             Dtype::U32 => Data::U32(vec![0; len]),
+            Dtype::I8 => Data::I8(vec![0; len]),
         };
         Self { desc, data }
     }
@@ -172,6 +193,8 @@ impl HostTensor {
         let data = match desc.dtype {
             Dtype::F32 => Data::F32(bytemuck::pod_collect_to_vec(bytes)),
             Dtype::F16 => Data::F16(bytemuck::pod_collect_to_vec(bytes)),
+            Dtype::BF16 => Data::BF16(bytemuck::pod_collect_to_vec(bytes)),
+            Dtype::I8 => Data::I8(bytemuck::pod_collect_to_vec(bytes)),
             Dtype::F64 => Data::F64(bytemuck::pod_collect_to_vec(bytes)),
             Dtype::U32 => Data::U32(bytemuck::pod_collect_to_vec(bytes)),
             Dtype::Bool => Data::Bool(
@@ -203,6 +226,8 @@ impl HostTensor {
         match &self.data {
             Data::F32(data) => bytemuck::cast_slice(data),
             Data::F16(data) => bytemuck::cast_slice(data),
+            Data::BF16(data) => bytemuck::cast_slice(data),
+            Data::I8(data) => bytemuck::cast_slice(data),
             Data::F64(data) => bytemuck::cast_slice(data),
             Data::Bool(data) => bytemuck::cast_slice(data),
             Data::U32(data) => bytemuck::cast_slice(data),
@@ -213,6 +238,14 @@ impl HostTensor {
     pub fn as_f32(&self) -> Option<&[f32]> {
         match &self.data {
             Data::F32(data) => Some(data),
+            _ => None,
+        }
+    }
+
+    /// The elements of a u32 tensor, `None` for another dtype.
+    pub fn as_u32(&self) -> Option<&[u32]> {
+        match &self.data {
+            Data::U32(data) => Some(data),
             _ => None,
         }
     }
@@ -238,13 +271,15 @@ impl HostTensor {
         match &self.data {
             Data::F32(data) => data.iter().map(|&x| f64::from(x)).collect(),
             Data::F16(data) => data.iter().map(|x| x.to_f64()).collect(),
+            Data::BF16(data) => data.iter().map(|x| x.to_f64()).collect(),
+            Data::I8(data) => data.iter().map(|&x| f64::from(x)).collect(),
             Data::F64(data) => data.clone(),
             Data::Bool(data) => data.iter().map(|&x| f64::from(u8::from(x))).collect(),
             Data::U32(data) => data.iter().map(|&x| f64::from(x)).collect(),
         }
     }
 
-    /// The same values in another dtype, rounded to nearest; non-zero becomes true, and u32 saturates.
+    /// The same values in another dtype, rounded to nearest even; non-zero becomes true, and u32 (truncated) and i8 saturate.
     #[must_use]
     pub fn cast(&self, dtype: Dtype) -> Self {
         if dtype == self.desc.dtype {
@@ -254,6 +289,8 @@ impl HostTensor {
         let data = match dtype {
             Dtype::F32 => Data::F32(wide.iter().map(|&x| x as f32).collect()),
             Dtype::F16 => Data::F16(wide.iter().map(|&x| f16::from_f64(x)).collect()),
+            Dtype::BF16 => Data::BF16(wide.iter().map(|&x| bf16::from_f64(x)).collect()),
+            Dtype::I8 => Data::I8(wide.iter().map(|&x| x.round_ties_even() as i8).collect()),
             Dtype::F64 => Data::F64(wide),
             Dtype::Bool => Data::Bool(wide.iter().map(|&x| x != 0.0).collect()),
             Dtype::U32 => Data::U32(wide.iter().map(|&x| x as u32).collect()),

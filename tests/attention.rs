@@ -148,7 +148,7 @@ fn problem(name: &str, sizes: [usize; 7], options: Attention) -> Problem {
 fn problems() -> Vec<Problem> {
     let plain = Attention::default();
     let causal = |alignment| Attention { causal: Some(alignment), ..plain };
-    let window = |left, right, causal| Attention { window: Some(Window { left, right }), causal, ..plain };
+    let window = |left, right, causal| Attention { window: Some(Window { left, right, align: None }), causal, ..plain };
     let assigned = |options| Attention { fill: Fill::Assign(-1e9), ..options };
     let mut problems = vec![
         problem("self", [2, 3, 3, 33, 33, 40, 40], plain),
@@ -210,7 +210,7 @@ fn masked() -> Vec<Problem> {
         ..problem(name, sizes, options)
     };
     let causal =
-        Attention { causal: Some(Causal::TopLeft), window: Some(Window { left: Some(20), right: None }), ..plain };
+        Attention { causal: Some(Causal::TopLeft), window: Some(Window { left: Some(20), ..Window::default() }), ..plain };
     vec![
         boolean("boolean", &[2, 4, 35, 41], plain),
         boolean("boolean for all heads", &[2, 1, 35, 41], plain),
@@ -243,7 +243,7 @@ fn run_once(device: &Device, graph: &Graph, inputs: &[(&str, &HostTensor)]) -> R
 /// The same output whether masked keys and values are finite or not; a native kernel may sum in another order then.
 fn masked_poison_stays_out(subject: &Subject) -> Verdict {
     let causal = Attention { causal: Some(Causal::TopLeft), ..Attention::default() };
-    let window = Attention { window: Some(Window { left: Some(30), right: Some(0) }), ..Attention::default() };
+    let window = Attention { window: Some(Window { left: Some(30), right: Some(0), align: None }), ..Attention::default() };
     let sizes = [1, 2, 1, 20, 40, 16, 16];
     let masks = [problem("causal", sizes, causal), problem("window", [1, 2, 1, 20, 20, 16, 16], window)];
     let boolean = Problem { mask: Some(vec![1, 40]), ..problem("boolean", sizes, Attention::default()) };
@@ -345,7 +345,7 @@ fn random_problems(subject: &Subject) -> Verdict {
     let past = (0..20u32).prop_map(|past| Some(Causal::Past(past)));
     let alignment = prop_oneof![Just(None), Just(Some(Causal::TopLeft)), Just(Some(Causal::BottomRight)), past];
     let side = || prop::option::of(0..12i64);
-    let window = prop::option::of((side(), side()).prop_map(|(left, right)| Window { left, right }));
+    let window = prop::option::of((side(), side()).prop_map(|(left, right)| Window { left, right, align: None }));
     let fill = prop_oneof![Just(Fill::Exclude), Just(Fill::Assign(-1e9))];
     let masks = (any::<[bool; 4]>(), any::<[bool; 3]>());
     let rest = (fill, prop::option::of(0.1..9.0f32), prop::collection::vec(0..44u32, 2));

@@ -84,7 +84,7 @@ fn one(dtype: Dtype, shape: &'static [usize], build: fn(&mut Graph, Tensor) -> R
 
 fn bad_graphs() -> Vec<BadGraph> {
     let plain = Attention::default();
-    let window = |left, right| Attention { window: Some(Window { left, right }), ..plain };
+    let window = |left, right| Attention { window: Some(Window { left, right, align: None }), ..plain };
     let fused = Attention { strategy: Strategy::Fused, ..plain };
     let unfused = Attention { strategy: Strategy::Unfused, ..plain };
     let qkv: [&[usize]; 3] = [&[1, 2, 5, 8], &[1, 2, 7, 8], &[1, 2, 7, 8]];

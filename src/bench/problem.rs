@@ -157,7 +157,7 @@ impl fmt::Display for Problem {
             Some(Causal::TopLeft) => write!(f, ",causal=top-left")?,
             Some(Causal::Past(past)) => write!(f, ",causal=past:{past}")?,
         }
-        if let Some(Window { left, right }) = self.window {
+        if let Some(Window { left, right, .. }) = self.window {
             let text = |side: Option<i64>| side.map_or_else(String::new, |size| size.to_string());
             match right {
                 None => write!(f, ",window={}", text(left))?,
@@ -271,7 +271,7 @@ impl<'a> Fields<'a> {
             },
         };
         let (left, right) = value.split_once(':').unwrap_or((value, ""));
-        Ok(Some(Window { left: side(left)?, right: side(right)? }))
+        Ok(Some(Window { left: side(left)?, right: side(right)?, align: None }))
     }
 }
 

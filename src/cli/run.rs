@@ -104,6 +104,8 @@ fn save(path: &Path, outputs: &Outputs) -> regard::Result<()> {
             Dtype::F64 => safetensors::Dtype::F64,
             Dtype::Bool => safetensors::Dtype::BOOL,
             Dtype::U32 => safetensors::Dtype::U32,
+            Dtype::BF16 => safetensors::Dtype::BF16,
+            Dtype::I8 => safetensors::Dtype::I8,
         };
         let view = safetensors::tensor::TensorView::new(dtype, tensor.shape().to_vec(), tensor.bytes());
         views.insert(name.clone(), view.map_err(|error| fail(error.to_string()))?);

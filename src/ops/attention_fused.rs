@@ -17,7 +17,7 @@ use crate::cpu::kernels::args::{self as native, Elements, ElementsMut};
 use crate::cpu::kernels::attention::attention;
 use crate::error::{Error, Result};
 use crate::mask::{Causal, Fill};
-use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, fold, index};
+use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
 use crate::ops::mask_cases::{MaskCase, mask_cases};
 use crate::ops::masks::{Checked, Definition, ScoreRule, to_rank_4};
 use crate::ops::{EPSILON_F16, EPSILON_F32};
@@ -138,6 +138,14 @@ impl Op for AttentionFused {
         Cost::once((sizes.batch * sizes.heads) as u64 * scores * each, inputs, &outputs)
     }
 
+    fn updates(&self) -> &'static [Update] {
+        &[]
+    }
+
+    fn check(&self, _: &[TensorDesc], _: &[Option<&HostTensor>]) -> Result<()> {
+        Ok(())
+    }
+
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {
         match capabilities.backend {
             Backend::Cpu => self.native(inputs),
@@ -196,6 +204,7 @@ impl AttentionFused {
             let operand = |tensor: usize, rows: usize, width: usize| native::Operand {
                 data: Elements::of(&inputs[tensor]),
                 strides: contiguous(if tensor == 0 { heads } else { kv_heads }, rows, width),
+                pages: None,
             };
             let args = native::AttentionArgs {
                 shape,
@@ -204,6 +213,7 @@ impl AttentionFused {
                 k: operand(1, seq_kv, head_dim),
                 v: operand(2, seq_kv, head_dim_v),
                 masking: checked.native(&inputs[3..]),
+                sinks: None,
             };
             attention(&args, ElementsMut::of(&mut outputs[0]), contiguous(heads, seq_q, head_dim_v));
         };

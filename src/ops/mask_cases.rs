@@ -28,7 +28,7 @@ impl MaskCase {
     }
 
     fn window(name: &'static str, left: Option<i64>, right: Option<i64>, causal: Option<Causal>) -> Self {
-        Self::new(name, Masking { causal, window: Some(Window { left, right }), fill: Fill::Exclude })
+        Self::new(name, Masking { causal, window: Some(Window { left, right, align: None }), fill: Fill::Exclude })
     }
 
     fn capped(mut self, softcap: f32) -> Self {

@@ -12,7 +12,7 @@ use crate::cpu::kernels::mask as kernel;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::mask::Masking;
-use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, fold, index};
+use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
 use crate::ops::mask_cases::{MaskCase, mask_cases};
 use crate::ops::masks::{Checked, Definition, RuleParams, ScoreRule, to_rank_4};
 use crate::ops::{EPSILON_F16, EPSILON_F32};
@@ -116,6 +116,14 @@ impl Op for MaskScores {
     fn cost(&self, inputs: &[TensorDesc]) -> Cost {
         let each = u64::from(self.rule.has_bias) + if self.rule.softcap.is_some() { 3 } else { 0 };
         Cost::once(each * inputs[0].len() as u64, inputs, &inputs[..1])
+    }
+
+    fn updates(&self) -> &'static [Update] {
+        &[]
+    }
+
+    fn check(&self, _: &[TensorDesc], _: &[Option<&HostTensor>]) -> Result<()> {
+        Ok(())
     }
 
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {

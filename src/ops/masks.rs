@@ -142,8 +142,10 @@ impl Checked {
         native::Masking {
             softcap: self.rule.softcap,
             lengths: lengths.map(|lengths| bytemuck::cast_slice(lengths.bytes)),
-            band: self.band(),
-            band_anchor: if self.band_follows() { native::BandAnchor::Length } else { native::BandAnchor::Fixed },
+            q_lengths: None,
+            packed: None,
+            bounds: self.rule.masking.bounds(),
+            slopes: None,
             bool_mask,
             bias: bias.map(|bias| native::Dense { data: Elements::of(bias), strides, keys }),
             fill: self.rule.masking.fill,

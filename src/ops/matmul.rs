@@ -13,7 +13,7 @@ use crate::cpu::kernels::matmul as kernel;
 pub use crate::cpu::kernels::matmul::Zeros;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
-use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, fold, index};
+use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
 use crate::ops::{EPSILON_F16, EPSILON_F32};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
@@ -123,6 +123,14 @@ impl Op for MatMul {
         let (Ok(outputs), Ok(problem)) = (self.outputs(inputs), self.problem(inputs)) else { return Cost::default() };
         let products = 2 * problem.k as u64 + u64::from(inputs.len() > 2);
         Cost::once(outputs[0].len() as u64 * products, inputs, &outputs)
+    }
+
+    fn updates(&self) -> &'static [Update] {
+        &[]
+    }
+
+    fn check(&self, _: &[TensorDesc], _: &[Option<&HostTensor>]) -> Result<()> {
+        Ok(())
     }
 
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {

@@ -10,7 +10,7 @@ use crate::compare::Tolerance;
 use crate::cpu::kernels::heads::{HeadsShape, merge_heads};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
-use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, fold, index};
+use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
@@ -65,6 +65,14 @@ impl Op for MergeHeads {
 
     fn cost(&self, inputs: &[TensorDesc]) -> Cost {
         Cost::once(0, inputs, inputs)
+    }
+
+    fn updates(&self) -> &'static [Update] {
+        &[]
+    }
+
+    fn check(&self, _: &[TensorDesc], _: &[Option<&HostTensor>]) -> Result<()> {
+        Ok(())
     }
 
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {

@@ -11,7 +11,7 @@ use crate::cpu::kernels::args::{Elements, ElementsMut};
 use crate::cpu::kernels::softmax::softmax;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
-use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, fold, index};
+use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
 use crate::ops::{EPSILON_F16, EPSILON_F32, EXCLUDED, REDUCE_WORKGROUP};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
@@ -76,6 +76,14 @@ impl Op for Softmax {
     /// Five operations for each element: scale, maximum, difference with exponential, sum, division.
     fn cost(&self, inputs: &[TensorDesc]) -> Cost {
         Cost::once(5 * inputs[0].len() as u64, inputs, inputs)
+    }
+
+    fn updates(&self) -> &'static [Update] {
+        &[]
+    }
+
+    fn check(&self, _: &[TensorDesc], _: &[Option<&HostTensor>]) -> Result<()> {
+        Ok(())
     }
 
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {

@@ -2,10 +2,10 @@
 //!
 //! Every stride counts elements, not bytes, and the last axis of a tensor is contiguous.
 
-use half::f16;
+use half::{bf16, f16};
 use half::slice::HalfFloatSliceExt;
 
-use crate::mask::{Band, Fill};
+use crate::mask::{Bound, Bounds, Fill};
 use crate::tensor::{Dtype, View, ViewMut};
 
 /// A borrowed input in the type it is stored in. Arithmetic is done in f32 whatever the storage.
@@ -15,13 +15,29 @@ pub enum Elements<'a> {
     F32(&'a [f32]),
     /// Half precision.
     F16(&'a [f16]),
+    /// The upper halves of f32.
+    BF16(&'a [bf16]),
+    /// Quantised, a scale for each row.
+    I8(Quantised<'a>),
+}
+
+/// Element `e` is `data[e] × scales[e / row]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Quantised<'a> {
+    /// Storage.
+    pub data: &'a [i8],
+    /// One for each row.
+    pub scales: &'a [f32],
+    /// Elements of a row.
+    pub row: usize,
 }
 
 impl<'a> Elements<'a> {
-    /// The elements of a tensor of floats.
+    /// The elements of a tensor of floats; i8 needs its scales.
     pub fn of(view: &View<'a>) -> Self {
         match view.desc.dtype {
             Dtype::F16 => Self::F16(bytemuck::cast_slice(view.bytes)),
+            Dtype::BF16 => Self::BF16(bytemuck::cast_slice(view.bytes)),
             _ => Self::F32(bytemuck::cast_slice(view.bytes)),
         }
     }
@@ -31,6 +47,8 @@ impl<'a> Elements<'a> {
         match self {
             Self::F32(data) => data.len(),
             Self::F16(data) => data.len(),
+            Self::BF16(data) => data.len(),
+            Self::I8(Quantised { data, .. }) => data.len(),
         }
     }
 
@@ -44,10 +62,12 @@ impl<'a> Elements<'a> {
         match self {
             Self::F32(data) => data[index],
             Self::F16(data) => data[index].to_f32(),
+            Self::BF16(data) => data[index].to_f32(),
+            Self::I8(Quantised { data, scales, row }) => f32::from(data[index]) * scales[index / row],
         }
     }
 
-    /// Copies the elements from `offset` on into `out`, as f32.
+    /// Copies the elements from `offset` on into `out`, as f32. Quantised elements must be of one row.
     #[inline(always)]
     pub fn read(&self, offset: usize, out: &mut [f32]) {
         match self {
@@ -56,6 +76,18 @@ impl<'a> Elements<'a> {
                 let data = &data[offset..][..out.len()];
                 for (x, half) in out.iter_mut().zip(data) {
                     *x = widen(*half);
+                }
+            }
+            Self::BF16(data) => {
+                let data = &data[offset..][..out.len()];
+                for (x, half) in out.iter_mut().zip(data) {
+                    *x = f32::from_bits(u32::from(half.to_bits()) << 16);
+                }
+            }
+            Self::I8(Quantised { data, scales, row }) => {
+                let (data, scale) = (&data[offset..][..out.len()], scales[offset / row]);
+                for (x, &level) in out.iter_mut().zip(data) {
+                    *x = f32::from(level) * scale;
                 }
             }
         }
@@ -86,6 +118,8 @@ pub enum ElementsMut<'a> {
     F32(&'a mut [f32]),
     /// Half precision; values are rounded to nearest.
     F16(&'a mut [f16]),
+    /// The upper halves of f32; values are rounded to nearest even.
+    BF16(&'a mut [bf16]),
 }
 
 impl<'a> ElementsMut<'a> {
@@ -93,6 +127,7 @@ impl<'a> ElementsMut<'a> {
     pub fn of(view: &'a mut ViewMut<'_>) -> Self {
         match view.desc.dtype {
             Dtype::F16 => Self::F16(bytemuck::cast_slice_mut(view.bytes)),
+            Dtype::BF16 => Self::BF16(bytemuck::cast_slice_mut(view.bytes)),
             _ => Self::F32(bytemuck::cast_slice_mut(view.bytes)),
         }
     }
@@ -102,6 +137,7 @@ impl<'a> ElementsMut<'a> {
         match self {
             Self::F32(data) => data.len(),
             Self::F16(data) => data.len(),
+            Self::BF16(data) => data.len(),
         }
     }
 
@@ -110,6 +146,7 @@ impl<'a> ElementsMut<'a> {
         match self {
             Self::F32(data) => data[offset..][..values.len()].copy_from_slice(values),
             Self::F16(data) => data[offset..][..values.len()].convert_from_f32_slice(values),
+            Self::BF16(data) => data[offset..][..values.len()].convert_from_f32_slice(values),
         }
     }
 
@@ -118,6 +155,7 @@ impl<'a> ElementsMut<'a> {
         match self {
             Self::F32(data) => ElementsMut::F32(&mut data[offset..][..count]),
             Self::F16(data) => ElementsMut::F16(&mut data[offset..][..count]),
+            Self::BF16(data) => ElementsMut::BF16(&mut data[offset..][..count]),
         }
     }
 
@@ -126,6 +164,7 @@ impl<'a> ElementsMut<'a> {
         match self {
             Self::F32(data) => data.fill(0.0),
             Self::F16(data) => data.fill(f16::ZERO),
+            Self::BF16(data) => data.fill(bf16::ZERO),
         }
     }
 
@@ -139,6 +178,10 @@ impl<'a> ElementsMut<'a> {
             Self::F16(data) => {
                 let (head, tail) = data.split_at_mut(mid);
                 (Self::F16(head), Self::F16(tail))
+            }
+            Self::BF16(data) => {
+                let (head, tail) = data.split_at_mut(mid);
+                (Self::BF16(head), Self::BF16(tail))
             }
         }
     }
@@ -168,8 +211,24 @@ pub struct AttentionShape {
 pub struct Operand<'a> {
     /// Storage.
     pub data: Elements<'a>,
-    /// Elements from one batch, head and row to the next.
+    /// Elements from one batch, head and row to the next. In packed sequences the batch's is 0 and rows count from the first
+    /// sequence's; in pages the batch's is what lies between two pages.
     pub strides: [usize; 3],
+    /// Rows lie in pages.
+    pub pages: Option<Pages<'a>>,
+}
+
+/// Row `r` of batch element `b` is row `r % size` of page `table[b × per_sequence + r / size]`.
+#[derive(Debug, Clone, Copy)]
+pub struct Pages<'a> {
+    /// `[batch, per_sequence]`.
+    pub table: &'a [u32],
+    /// Entries of one batch element.
+    pub per_sequence: usize,
+    /// Rows of a page.
+    pub size: usize,
+    /// Pages that exist; a larger entry of the table counts as the last of them, so that nothing outside is read.
+    pub count: usize,
 }
 
 /// Which scores take part, and what becomes of them: capped, then bias added, then masked.
@@ -177,13 +236,17 @@ pub struct Operand<'a> {
 pub struct Masking<'a> {
     /// A scaled score `s` becomes `c · tanh(s / c)`; greater than zero.
     pub softcap: Option<f32>,
+    /// Per batch element, how many queries exist, at most all. The others see no key.
+    pub q_lengths: Option<&'a [u32]>,
     /// Per batch element, how many keys exist, at most all. The others weigh nothing whatever `fill` says, and
     /// attention reads nothing of them.
     pub lengths: Option<&'a [u32]>,
+    /// All sequences lie one after another in a batch of 1, and see nothing of each other.
+    pub packed: Option<Packed<'a>>,
     /// Causality and window.
-    pub band: Band,
-    /// What the band moves with.
-    pub band_anchor: BandAnchor,
+    pub bounds: Bounds,
+    /// ALiBi.
+    pub slopes: Option<Slopes<'a>>,
     /// Nonzero takes part. Keys that the mask does not cover are masked.
     pub bool_mask: Option<Dense<&'a [u8]>>,
     /// Added to the scaled score. Negative infinity always excludes, and is what keys get that it does not cover.
@@ -192,14 +255,24 @@ pub struct Masking<'a> {
     pub fill: Fill,
 }
 
-/// What the band of a batch element is relative to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum BandAnchor {
-    /// Key `j - i` as it is.
-    #[default]
-    Fixed,
-    /// Both bounds move by `length - seq_kv`, so that a band at the last key stays at the last key that exists.
-    Length,
+/// Where each of several packed sequences starts, and after them where the last ends: never decreasing, at most all rows.
+#[derive(Debug, Clone, Copy)]
+pub struct Packed<'a> {
+    /// Among the queries.
+    pub q_starts: &'a [u32],
+    /// Among the keys.
+    pub kv_starts: &'a [u32],
+}
+
+/// `slope × |j − i − position|` is subtracted from the score of query i and key j.
+#[derive(Debug, Clone, Copy)]
+pub struct Slopes<'a> {
+    /// Storage.
+    pub data: &'a [f32],
+    /// Elements from one batch and head to the next. Packed sequences count as batch elements here.
+    pub strides: [usize; 2],
+    /// Where query 0 stands among the keys.
+    pub position: Bound,
 }
 
 /// One number per score.
@@ -218,9 +291,11 @@ impl Masking<'_> {
     #[cfg(test)]
     pub const NONE: Masking<'static> = Masking {
         softcap: None,
+        q_lengths: None,
         lengths: None,
-        band: Band::FULL,
-        band_anchor: BandAnchor::Fixed,
+        packed: None,
+        bounds: Bounds::NONE,
+        slopes: None,
         bool_mask: None,
         bias: None,
         fill: Fill::Exclude,
@@ -242,6 +317,8 @@ pub struct AttentionArgs<'a> {
     pub v: Operand<'a>,
     /// Soft cap, masks and bias.
     pub masking: Masking<'a>,
+    /// Per head, a score that takes part in every row's softmax and has no value.
+    pub sinks: Option<&'a [f32]>,
 }
 
 #[cfg(test)]

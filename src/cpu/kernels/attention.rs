@@ -69,7 +69,7 @@ fn attention_on(arch: Arch, args: &AttentionArgs, out: ElementsMut, out_strides:
     }
     if shape.head_dim == 0 {
         // No products to add up: every score is zero before the bias, as for queries and keys of a single zero.
-        let zero = Operand { data: Elements::F32(&[0.0]), strides: [0; 3] };
+        let zero = Operand { data: Elements::F32(&[0.0]), strides: [0; 3], pages: None };
         let shape = AttentionShape { head_dim: 1, ..shape };
         return compute(arch, &AttentionArgs { shape, q: zero, k: zero, ..*args }, rows);
     }

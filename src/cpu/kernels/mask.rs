@@ -1,9 +1,9 @@
 //! Soft cap, masks and bias: what attention applies to a block of scores, and a kernel for scores that are stored.
 
-use super::args::{BandAnchor, Dense, Elements, ElementsMut, Masking};
+use super::args::{Dense, Elements, ElementsMut, Masking};
 use super::scratch::{Arena, with_scratch};
 use super::tanh::SoftCap;
-use crate::mask::{Band, Fill};
+use crate::mask::Fill;
 use pulp::Simd;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -38,6 +38,10 @@ pub fn mask_scores(args: &MaskScoresArgs, out: ElementsMut) {
             let rows = data.par_chunks_exact_mut(seq_kv).enumerate().with_min_len(MIN_SCORES.div_ceil(seq_kv));
             rows.for_each(|(row, out)| mask_row(args, row, &mut ElementsMut::F16(out)));
         }
+        ElementsMut::BF16(data) => {
+            let rows = data.par_chunks_exact_mut(seq_kv).enumerate().with_min_len(MIN_SCORES.div_ceil(seq_kv));
+            rows.for_each(|(row, out)| mask_row(args, row, &mut ElementsMut::BF16(out)));
+        }
     }
 }
 
@@ -49,7 +53,7 @@ fn mask_row(args: &MaskScoresArgs, row: usize, out: &mut ElementsMut) {
     let [batch, head, query] = [row / seq_q / heads, row / seq_q % heads, row % seq_q];
     let fill = fill_value(args.masking.fill);
     let exists = existing(&args.masking, batch, seq_kv);
-    let visible = visible(&args.masking, batch, query, seq_kv);
+    let visible = visible(&args.masking, batch, query, [seq_q, seq_kv]);
     with_scratch(|lines| {
         let mut arena = Arena::new(lines, 8 * seq_kv, 2);
         let scores: &mut [f32] = arena.take(seq_kv);
@@ -80,13 +84,9 @@ pub(super) fn existing(masking: &Masking, batch: usize, seq_kv: usize) -> usize 
 
 /// Keys that exist and that the band does not hide from `query`. Neither end decreases with the query.
 #[inline(always)]
-pub(super) fn visible(masking: &Masking, batch: usize, query: usize, seq_kv: usize) -> Range<usize> {
+pub(super) fn visible(masking: &Masking, batch: usize, query: usize, [seq_q, seq_kv]: [usize; 2]) -> Range<usize> {
     let exists = existing(masking, batch, seq_kv);
-    let shift = match masking.band_anchor {
-        BandAnchor::Fixed => 0,
-        BandAnchor::Length => exists as i64 - seq_kv as i64,
-    };
-    Band { lower: masking.band.lower + shift, upper: masking.band.upper + shift }.keys(query, exists)
+    masking.bounds.band(seq_q, exists).keys(query, exists)
 }
 
 /// Stands for "masked" among bias values. Bias that is NaN is stored as another NaN, so it never means this.

@@ -95,12 +95,12 @@ pub fn matmul(args: &MatmulArgs, out: ElementsMut) {
     let product = Product { args, a: a.get(), b: b.get(), bias: bias.as_ref().map(Single::get) };
     match out {
         ElementsMut::F32(out) => product.all(pieces(args, out)),
-        ElementsMut::F16(out) => {
+        mut out => {
             let mut single = vec![0.0; size * args.batches.len()];
             let in_order: Vec<_> = args.batches.iter().zip(single.chunks_exact_mut(size)).collect();
             product.all(in_order);
             for (batch, single) in args.batches.iter().zip(single.chunks_exact(size)) {
-                ElementsMut::F16(&mut *out).write(batch.c, single);
+                out.write(batch.c, single);
             }
         }
     }
@@ -116,7 +116,7 @@ impl<'a> Single<'a> {
     fn of(elements: Elements<'a>) -> Self {
         match elements {
             Elements::F32(data) => Self::Borrowed(data),
-            Elements::F16(_) => {
+            _ => {
                 const CHUNK: usize = 1 << 15;
                 let mut data = vec![0.0; elements.len()];
                 let chunks = data.par_chunks_mut(CHUNK).enumerate();

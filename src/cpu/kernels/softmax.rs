@@ -6,7 +6,7 @@
 use super::args::{Elements, ElementsMut};
 use super::exp::exp;
 use super::scratch::{Arena, with_scratch};
-use half::f16;
+use half::{bf16, f16};
 use half::slice::HalfFloatSliceExt;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -47,6 +47,11 @@ pub fn softmax(input: Elements, row_length: usize, scale: f32, out: ElementsMut)
             let rows = rows.with_min_len(MIN_ELEMENTS.div_ceil(row_length));
             rows.for_each(|(index, out)| converted_row(input, index, scale, Destination::F16(out)));
         }
+        (input, ElementsMut::BF16(out)) => {
+            let rows = out.par_chunks_exact_mut(row_length).enumerate();
+            let rows = rows.with_min_len(MIN_ELEMENTS.div_ceil(row_length));
+            rows.for_each(|(index, out)| converted_row(input, index, scale, Destination::BF16(out)));
+        }
         (input, ElementsMut::F32(out)) => {
             let rows = out.par_chunks_exact_mut(row_length).enumerate();
             let rows = rows.with_min_len(MIN_ELEMENTS.div_ceil(row_length));
@@ -58,6 +63,7 @@ pub fn softmax(input: Elements, row_length: usize, scale: f32, out: ElementsMut)
 enum Destination<'a> {
     F32(&'a mut [f32]),
     F16(&'a mut [f16]),
+    BF16(&'a mut [bf16]),
 }
 
 /// A row whose input or output is stored in half precision.
@@ -66,6 +72,7 @@ fn converted_row(input: Elements, index: usize, scale: f32, out: Destination) {
         let length = match &out {
             Destination::F32(out) => out.len(),
             Destination::F16(out) => out.len(),
+            Destination::BF16(out) => out.len(),
         };
         let mut arena = Arena::new(lines, 8 * length, 2);
         let (from, to): (&mut [f32], &mut [f32]) = (arena.take(length), arena.take(length));
@@ -73,6 +80,10 @@ fn converted_row(input: Elements, index: usize, scale: f32, out: Destination) {
         match out {
             Destination::F32(out) => row(from, scale, out),
             Destination::F16(out) => {
+                row(from, scale, to);
+                out.convert_from_f32_slice(to);
+            }
+            Destination::BF16(out) => {
                 row(from, scale, to);
                 out.convert_from_f32_slice(to);
             }

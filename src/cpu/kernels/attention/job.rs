@@ -40,7 +40,7 @@ impl Job<'_> {
     /// Keys that the band does not hide from `query`.
     #[inline(always)]
     pub fn visible(&self, query: usize) -> Range<usize> {
-        mask::visible(&self.args.masking, self.batch, query, self.args.shape.seq_kv)
+        mask::visible(&self.args.masking, self.batch, query, [self.args.shape.seq_q, self.args.shape.seq_kv])
     }
 
     /// Bias of row `row` of the job, or that it is masked, for the keys from `first_key` on.
@@ -67,7 +67,7 @@ pub fn span(args: &AttentionArgs, batch: usize, rows: Range<usize>) -> Range<usi
     let (first, last) = (rows.start, rows.end - 1);
     let one_head = first / seq_q == last / seq_q;
     let [first, last] = if one_head { [first % seq_q, last % seq_q] } else { [0, seq_q - 1] };
-    let visible = |query| mask::visible(&args.masking, batch, query, seq_kv);
+    let visible = |query| mask::visible(&args.masking, batch, query, [seq_q, seq_kv]);
     visible(first).start..visible(last).end
 }
 

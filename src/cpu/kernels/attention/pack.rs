@@ -74,7 +74,7 @@ impl<'a> Rows<'a> {
         let offset = self.offset + row * self.stride;
         match self.data {
             Elements::F32(data) => &data[offset..][..self.width],
-            Elements::F16(_) => {
+            _ => {
                 self.data.read(offset, &mut row_f32[..self.width]);
                 &row_f32[..self.width]
             }

@@ -336,6 +336,10 @@ fn finish<S: Simd>(simd: S, job: &mut Job, tile: Tile<S>, row_f32: &mut [f32]) {
                 gather(out, lanes, lane, &mut row_f32[..width]);
                 row.convert_from_f32_slice(&row_f32[..width]);
             }
+            ElementsMut::BF16(row) => {
+                gather(out, lanes, lane, &mut row_f32[..width]);
+                row.convert_from_f32_slice(&row_f32[..width]);
+            }
         }
     }
 }
