@@ -24,6 +24,7 @@
 //! |---|---|
 //! | [`error`] | the one error type |
 //! | [`tensor`] | dtypes, shapes, host tensors |
+//! | [`weights`] | tensors from safetensors files |
 //! | [`mask`] | causality, windows, and what a masked score becomes |
 //! | [`capabilities`] | what a device can do, as data |
 //! | [`shader`] | a kernel file, its library files and the constants that the host sets: the pipeline key |
@@ -67,6 +68,7 @@ pub mod graph;
 pub mod mask;
 pub mod memory;
 pub mod nn;
+mod npy;
 pub mod op;
 pub mod ops;
 pub mod plan;
@@ -76,7 +78,8 @@ pub mod shader;
 pub mod tensor;
 mod timing;
 pub mod verify;
-mod weights;
+mod weight_cache;
+pub mod weights;
 
 pub use attention::{Attention, Strategy};
 pub use device::{Checks, Device, DeviceOptions, DeviceTensor, Select};

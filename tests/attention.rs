@@ -209,8 +209,11 @@ fn masked() -> Vec<Problem> {
         kv_lengths: Some(lengths.to_vec()),
         ..problem(name, sizes, options)
     };
-    let causal =
-        Attention { causal: Some(Causal::TopLeft), window: Some(Window { left: Some(20), ..Window::default() }), ..plain };
+    let causal = Attention {
+        causal: Some(Causal::TopLeft),
+        window: Some(Window { left: Some(20), ..Window::default() }),
+        ..plain
+    };
     vec![
         boolean("boolean", &[2, 4, 35, 41], plain),
         boolean("boolean for all heads", &[2, 1, 35, 41], plain),
@@ -243,7 +246,8 @@ fn run_once(device: &Device, graph: &Graph, inputs: &[(&str, &HostTensor)]) -> R
 /// The same output whether masked keys and values are finite or not; a native kernel may sum in another order then.
 fn masked_poison_stays_out(subject: &Subject) -> Verdict {
     let causal = Attention { causal: Some(Causal::TopLeft), ..Attention::default() };
-    let window = Attention { window: Some(Window { left: Some(30), right: Some(0), align: None }), ..Attention::default() };
+    let window =
+        Attention { window: Some(Window { left: Some(30), right: Some(0), align: None }), ..Attention::default() };
     let sizes = [1, 2, 1, 20, 40, 16, 16];
     let masks = [problem("causal", sizes, causal), problem("window", [1, 2, 1, 20, 20, 16, 16], window)];
     let boolean = Problem { mask: Some(vec![1, 40]), ..problem("boolean", sizes, Attention::default()) };

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::capabilities::Capabilities;
 use crate::error::Result;
-use crate::weights::WeightCache;
+use crate::weight_cache::WeightCache;
 
 /// The host's cores.
 #[derive(Debug)]

@@ -12,7 +12,7 @@ use crate::device::{Checks, DeviceOptions};
 use crate::error::{Error, Result};
 use crate::shader::Shader;
 use crate::tensor::HostTensor;
-use crate::weights::WeightCache;
+use crate::weight_cache::WeightCache;
 
 /// A device that runs WGSL.
 #[derive(Debug)]

@@ -2,8 +2,8 @@
 //!
 //! Every stride counts elements, not bytes, and the last axis of a tensor is contiguous.
 
-use half::{bf16, f16};
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 
 use crate::mask::{Bound, Bounds, Fill};
 use crate::tensor::{Dtype, View, ViewMut};

@@ -6,8 +6,8 @@
 use super::args::{Elements, ElementsMut};
 use super::exp::exp;
 use super::scratch::{Arena, with_scratch};
-use half::{bf16, f16};
 use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
