@@ -215,7 +215,7 @@ impl AttentionFused {
                 masking: checked.native(&inputs[3..]),
                 sinks: None,
             };
-            attention(&args, ElementsMut::of(&mut outputs[0]), contiguous(heads, seq_q, head_dim_v));
+            attention(&args, ElementsMut::of(&mut outputs[0]), contiguous(heads, seq_q, head_dim_v), None);
         };
         vec![Technique::Cpu(CpuKernel { name: "attention_native", run: Arc::new(run) })]
     }

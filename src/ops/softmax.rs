@@ -8,7 +8,7 @@ use crate::capabilities::{Backend, Capabilities};
 use crate::case::{Case, CaseInput, Values};
 use crate::compare::Tolerance;
 use crate::cpu::kernels::args::{Elements, ElementsMut};
-use crate::cpu::kernels::softmax::softmax;
+use crate::cpu::kernels::softmax::{SoftmaxArgs, softmax};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
@@ -98,7 +98,8 @@ impl Softmax {
     fn native(&self, x: &TensorDesc) -> Vec<Technique> {
         let (length, scale) = (x.row_length(), self.scale);
         let run = move |inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]| {
-            softmax(Elements::of(&inputs[0]), length, scale, ElementsMut::of(&mut outputs[0]));
+            let args = SoftmaxArgs { input: Elements::of(&inputs[0]), row_length: length, scale, sinks: None };
+            softmax(&args, ElementsMut::of(&mut outputs[0]));
         };
         vec![Technique::Cpu(CpuKernel { name: "softmax_native", run: Arc::new(run) })]
     }

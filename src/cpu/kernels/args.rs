@@ -42,6 +42,16 @@ impl<'a> Elements<'a> {
         }
     }
 
+    /// The elements of an i8 tensor and of the f32 tensor with a scale for each of its rows.
+    pub fn quantised(levels: &View<'a>, scales: &View<'a>) -> Self {
+        let row = levels.desc.row_length().max(1);
+        Self::I8(Quantised {
+            data: bytemuck::cast_slice(levels.bytes),
+            scales: bytemuck::cast_slice(scales.bytes),
+            row,
+        })
+    }
+
     /// How many elements are borrowed.
     pub fn len(&self) -> usize {
         match self {
@@ -188,17 +198,22 @@ impl<'a> ElementsMut<'a> {
 }
 
 /// The sizes of one attention problem. Any may be zero, except that `kv_heads` divides `heads`.
+///
+/// A sequence is a batch element, or one of those in [`Packed`]. Lengths, bounds and slopes are those of a sequence, whose
+/// queries and keys count from zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttentionShape {
-    /// Independent sequences.
+    /// Sequences.
     pub batch: usize,
     /// Query heads.
     pub heads: usize,
     /// Key and value heads; query head `h` reads head `h / (heads / kv_heads)`.
     pub kv_heads: usize,
-    /// Queries per head.
+    /// Rows per head of a batch element of q: what no sequence has more queries than. In packed problems, where q has
+    /// one batch element, the queries of all sequences together.
     pub seq_q: usize,
-    /// Keys per head.
+    /// Rows per head of a batch element of k and v, or as many as its pages hold: what no sequence has more keys than.
+    /// Where keys are packed too, those of all sequences together.
     pub seq_kv: usize,
     /// Elements of a query and of a key.
     pub head_dim: usize,
@@ -209,39 +224,41 @@ pub struct AttentionShape {
 /// One of q, k and v: `[batch, heads, rows, head_dim]` seen through strides.
 #[derive(Debug, Clone, Copy)]
 pub struct Operand<'a> {
-    /// Storage.
+    /// Storage; that of queries is not quantised.
     pub data: Elements<'a>,
-    /// Elements from one batch, head and row to the next. In packed sequences the batch's is 0 and rows count from the first
-    /// sequence's; in pages the batch's is what lies between two pages.
+    /// Elements from one batch element, head and row to the next. Of a packed tensor the first is not used; of a paged
+    /// one it leads from one page to the next.
     pub strides: [usize; 3],
-    /// Rows lie in pages.
+    /// Where keys or values lie in pages.
     pub pages: Option<Pages<'a>>,
 }
 
 /// Row `r` of batch element `b` is row `r % size` of page `table[b × per_sequence + r / size]`.
 #[derive(Debug, Clone, Copy)]
 pub struct Pages<'a> {
-    /// `[batch, per_sequence]`.
+    /// `[batch, per_sequence]`. Only entries of keys that are visited are read.
     pub table: &'a [u32],
     /// Entries of one batch element.
     pub per_sequence: usize,
     /// Rows of a page.
     pub size: usize,
-    /// Pages that exist; a larger entry of the table counts as the last of them, so that nothing outside is read.
+    /// Pages that exist; a larger entry of the table counts as the last of them, so that nothing outside is read. Where
+    /// none exists, no key does.
     pub count: usize,
 }
 
-/// Which scores take part, and what becomes of them: capped, then bias added, then masked.
+/// Which scores take part, and what becomes of them: capped, then slopes, then bias, then masked.
 #[derive(Debug, Clone, Copy)]
 pub struct Masking<'a> {
     /// A scaled score `s` becomes `c · tanh(s / c)`; greater than zero.
     pub softcap: Option<f32>,
-    /// Per batch element, how many queries exist, at most all. The others see no key.
+    /// Per batch element, how many queries exist, at most all. The others have no result, whatever `fill` says. Not for
+    /// packed queries.
     pub q_lengths: Option<&'a [u32]>,
-    /// Per batch element, how many keys exist, at most all. The others weigh nothing whatever `fill` says, and
-    /// attention reads nothing of them.
+    /// Per sequence, how many keys exist, at most all. The others weigh nothing whatever `fill` says, and
+    /// attention reads nothing of them. Not for packed keys.
     pub lengths: Option<&'a [u32]>,
-    /// All sequences lie one after another in a batch of 1, and see nothing of each other.
+    /// Sequences lie one after another in one batch element, and see nothing of each other.
     pub packed: Option<Packed<'a>>,
     /// Causality and window.
     pub bounds: Bounds,
@@ -251,17 +268,23 @@ pub struct Masking<'a> {
     pub bool_mask: Option<Dense<&'a [u8]>>,
     /// Added to the scaled score. Negative infinity always excludes, and is what keys get that it does not cover.
     pub bias: Option<Dense<Elements<'a>>>,
-    /// What a score becomes that `band` or `bool_mask` masks.
+    /// What a score becomes that `bounds` or `bool_mask` masks.
     pub fill: Fill,
 }
 
-/// Where each of several packed sequences starts, and after them where the last ends: never decreasing, at most all rows.
+/// Sequence `s` has the rows from `starts[s]` on up to `starts[s + 1]`, so that there is one start more than there are
+/// sequences.
+///
+/// A start beyond the rows counts as their end. A sequence that would end before it starts is empty, and queries that
+/// an earlier sequence has passed are not a later one's. Queries of no sequence have no result.
 #[derive(Debug, Clone, Copy)]
 pub struct Packed<'a> {
-    /// Among the queries.
+    /// Among the rows of q and of the output, and those of masks and bias, which broadcast to `[1, heads, seq_q,
+    /// seq_kv]`.
     pub q_starts: &'a [u32],
-    /// Among the keys.
-    pub kv_starts: &'a [u32],
+    /// Among the rows of k and v, and the keys of masks and bias. Without them sequence `s` has batch element `s` of k
+    /// and v, which `lengths` and pages describe, and its keys are those of masks and bias.
+    pub kv_starts: Option<&'a [u32]>,
 }
 
 /// `slope × |j − i − position|` is subtracted from the score of query i and key j.
@@ -269,13 +292,13 @@ pub struct Packed<'a> {
 pub struct Slopes<'a> {
     /// Storage.
     pub data: &'a [f32],
-    /// Elements from one batch and head to the next. Packed sequences count as batch elements here.
+    /// Elements from one sequence and head to the next, 0 where it broadcasts.
     pub strides: [usize; 2],
     /// Where query 0 stands among the keys.
     pub position: Bound,
 }
 
-/// One number per score.
+/// One number per score. Packed queries, and keys, count as they lie in the tensors, not from a sequence's first.
 #[derive(Debug, Clone, Copy)]
 pub struct Dense<T> {
     /// Storage.
@@ -302,22 +325,23 @@ impl Masking<'_> {
     };
 }
 
-/// One attention problem: `softmax(mask(softcap(q·kᵀ × scale) + bias)) · v`.
+/// One attention problem: `softmax(mask(softcap(q·kᵀ × scale) − slopes + bias)) · v`.
 #[derive(Debug, Clone, Copy)]
 pub struct AttentionArgs<'a> {
     /// Sizes.
     pub shape: AttentionShape,
     /// Factor on `q·kᵀ`.
     pub scale: f32,
-    /// Queries, `[batch, heads, seq_q, head_dim]`.
+    /// Queries, `[batch, heads, seq_q, head_dim]`; packed, `[1, heads, seq_q, head_dim]`.
     pub q: Operand<'a>,
-    /// Keys, `[batch, kv_heads, seq_kv, head_dim]`.
+    /// Keys, `[batch, kv_heads, seq_kv, head_dim]`; packed, `[1, kv_heads, seq_kv, head_dim]`; in pages,
+    /// `[pages, kv_heads, page_size, head_dim]`.
     pub k: Operand<'a>,
-    /// Values, `[batch, kv_heads, seq_kv, head_dim_v]`.
+    /// Values, like the keys, of `head_dim_v` elements.
     pub v: Operand<'a>,
-    /// Soft cap, masks and bias.
+    /// Soft cap, slopes, masks and bias.
     pub masking: Masking<'a>,
-    /// Per head, a score that takes part in every row's softmax and has no value.
+    /// Per query head, a score that takes part in every row's softmax and has no value; negative infinity for none.
     pub sinks: Option<&'a [f32]>,
 }
 

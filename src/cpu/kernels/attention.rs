@@ -1,18 +1,20 @@
 //! Attention that never stores its scores whole: one pass over the keys with a running maximum.
 //!
-//! `out = softmax(mask(softcap(q·kᵀ × scale) + bias)) · v`, per batch and head; f32 arithmetic whatever the storage.
-//! The query heads that share a key head are rows of one problem, so each key and value is read once for all
-//! of them. Two techniques: `tile` puts query rows into vector lanes, `vector` puts elements of a row there
-//! and serves the few rows of a decoding step. Both keep the output unnormalised and divide once at the end
-//! (Dao, FlashAttention-2, 2023). Where rows and heads do not fill the threads, the keys are split too, and the
-//! parts are combined by their maxima and sums.
+//! `out = softmax(mask(softcap(q·kᵀ × scale) − slopes + bias)) · v`, per sequence and head; f32 arithmetic whatever the
+//! storage. The query heads that share a key head are rows of one problem, so each key and value is read once for all
+//! of them. Two techniques: `tile` puts query rows into vector lanes, `vector` puts elements of a row there and serves
+//! the few rows of a decoding step. Both keep the output unnormalised and divide once at the end (Dao,
+//! FlashAttention-2, 2023). Where rows and heads do not fill the threads, the keys are split too, and the parts are
+//! combined by their maxima and sums.
 //!
 //! What lost, on two shared cores of a Sapphire Rapids: jobs of 192 rows instead of 384 (265 against 280 GFLOP/s on
 //! 8 heads × 1024 × 64, medians, near the noise); key blocks of 64, 192 or 256 instead of 128 (no difference);
 //! transposing queries in 8 × 8 blocks by shuffles (367 ns for 32 × 40 against 242 for a plain scatter; 4 × 4, 220).
 
+mod cut;
 mod job;
 mod pack;
+mod results;
 mod tile;
 mod tile_mask;
 mod vector;
@@ -22,29 +24,24 @@ mod tests;
 
 use super::args::{AttentionArgs, AttentionShape, Elements, ElementsMut, Operand};
 use super::scratch::with_scratch;
-use job::{Job, OutRows, Sink};
+use super::sequence::{Sequence, sequences};
+use cut::{Block, VECTOR_ROWS};
+use job::{Destination, Job};
 use pulp::Arch;
 use rayon::prelude::*;
-
-/// Up to this many rows per key head take the vector technique.
-const VECTOR_ROWS: usize = 8;
-
-/// Most rows of a tile job: enough that packing a key block, done once per job, costs about 4 %.
-const TILE_JOB_ROWS: usize = 384;
-
-/// Rows of a tile with the widest vectors; jobs are cut in multiples of it.
-const TILE_ROWS: usize = 48;
-
-/// Fewest keys in a part when the keys are split.
-const SPLIT_KEYS: usize = 512;
+use results::{NO_JOB, OutRows, Results};
 
 /// Attention, written to `out`, `[batch, heads, seq_q, head_dim_v]` with `out_strides` elements per
-/// (batch, head, row).
+/// (batch, head, row), and the logarithm of each row's denominator to `log_sums`, `[batch, heads, seq_q]`, contiguous.
+/// Where queries are packed, so are these, and have one batch element.
 ///
-/// Under [`Fill::Exclude`] a masked score weighs exactly zero, a row with no visible key gives zeros,
-/// and nothing in a masked key or value reaches the row. Under [`Fill::Assign`] the assigned score stays
-/// in the softmax. Keys that do not exist are not visited, nor, under `Exclude`, are those before and behind all that
-/// the band shows to the rows of a job.
+/// Under [`Fill::Exclude`] a masked score weighs exactly zero, a row with no visible key gives zeros and negative
+/// infinity, or its sink, and nothing in a masked key or value reaches the row. Under [`Fill::Assign`] the assigned
+/// score stays in the softmax. Keys that do not exist are not visited, nor, under `Exclude`, are those before and
+/// behind all that the band shows to the rows of a job, or blocks of them that the boolean mask hides from all. Queries
+/// that do not exist give zeros and negative infinity, and cost nothing.
+///
+/// Lengths, starts and pages may hold anything: what lies outside counts as the nearest that exists.
 ///
 /// [`Fill::Exclude`]: crate::mask::Fill::Exclude
 /// [`Fill::Assign`]: crate::mask::Fill::Assign
@@ -52,138 +49,136 @@ const SPLIT_KEYS: usize = 512;
 /// # Panics
 ///
 /// When a stride reaches outside its slice, or `out_strides` lets rows overlap.
-pub fn attention(args: &AttentionArgs, out: ElementsMut, out_strides: [usize; 3]) {
-    attention_on(Arch::new(), args, out, out_strides);
+pub fn attention(args: &AttentionArgs, out: ElementsMut, out_strides: [usize; 3], log_sums: Option<&mut [f32]>) {
+    attention_on(Arch::new(), args, out, out_strides, log_sums);
 }
 
 /// [`attention`] on a given instruction set.
-fn attention_on(arch: Arch, args: &AttentionArgs, out: ElementsMut, out_strides: [usize; 3]) {
-    let shape = args.shape;
-    if shape.batch * shape.heads * shape.seq_q * shape.head_dim_v == 0 {
+fn attention_on(
+    arch: Arch,
+    args: &AttentionArgs,
+    out: ElementsMut,
+    out_strides: [usize; 3],
+    log_sums: Option<&mut [f32]>,
+) {
+    let mut args = *args;
+    let AttentionShape { batch, heads, seq_q, head_dim, head_dim_v, .. } = args.shape;
+    let sizes = [if args.masking.packed.is_some() { 1 } else { batch }, heads, seq_q];
+    let nothing_asked = head_dim_v == 0 && log_sums.is_none();
+    if sizes.contains(&0) || nothing_asked {
         return;
     }
-    let rows = OutRows::new(out, [shape.batch, shape.heads, shape.seq_q], out_strides, shape.head_dim_v);
-    if shape.seq_kv == 0 {
-        rows.clear();
-        return;
-    }
-    if shape.head_dim == 0 {
+    if head_dim == 0 {
         // No products to add up: every score is zero before the bias, as for queries and keys of a single zero.
         let zero = Operand { data: Elements::F32(&[0.0]), strides: [0; 3], pages: None };
-        let shape = AttentionShape { head_dim: 1, ..shape };
-        return compute(arch, &AttentionArgs { shape, q: zero, k: zero, ..*args }, rows);
+        let shape = AttentionShape { head_dim: 1, ..args.shape };
+        args = AttentionArgs { shape, q: zero, k: zero, ..args };
     }
-    compute(arch, args, rows);
-}
-
-/// Cuts a problem with something to compute into jobs, and runs them.
-fn compute(arch: Arch, args: &AttentionArgs, rows: OutRows) {
-    let cut = Cut::new(args, rayon::current_num_threads());
-    if cut.parts == 1 {
-        run(arch, jobs(args, &cut, rows), cut.technique);
-    } else {
-        split(arch, args, &cut, rows);
-    }
-}
-
-/// How a problem is cut into jobs.
-struct Cut {
-    technique: Technique,
-    /// Query rows that share a key head.
-    group_rows: usize,
-    rows_per_job: usize,
-    /// Parts that the keys of each job are split into.
-    parts: usize,
-}
-
-#[derive(Clone, Copy)]
-enum Technique {
-    Tile,
-    Vector,
-}
-
-impl Cut {
-    fn new(args: &AttentionArgs, threads: usize) -> Self {
-        let shape = args.shape;
-        let group_rows = shape.heads / shape.kv_heads * shape.seq_q;
-        let technique = if group_rows <= VECTOR_ROWS { Technique::Vector } else { Technique::Tile };
-        let groups = shape.batch * shape.kv_heads;
-        // Four jobs per thread even out causal jobs of unequal cost.
-        let wanted = (4 * threads).div_ceil(groups);
-        let rows_per_job = match technique {
-            Technique::Vector => group_rows,
-            Technique::Tile => group_rows.div_ceil(wanted).next_multiple_of(TILE_ROWS).min(TILE_JOB_ROWS),
-        };
-        let mut cut = Self { technique, group_rows, rows_per_job, parts: 1 };
-        let jobs = groups * group_rows.div_ceil(rows_per_job);
-        if jobs < threads {
-            let blocks = cut.blocks(shape).into_iter();
-            let longest = blocks.map(|[batch, _, first, rows]| job::span(args, batch, first..first + rows).len()).max();
-            cut.parts = threads.div_ceil(jobs).min(longest.unwrap_or(0).div_ceil(SPLIT_KEYS)).max(1);
-        }
-        cut
-    }
-
-    /// Batch, key head, first row and row count of each job, last rows first: causal jobs grow with the row, and
-    /// starting the long ones early leaves short ones to fill the end.
-    fn blocks(&self, shape: AttentionShape) -> Vec<[usize; 4]> {
-        let mut blocks = Vec::new();
-        for group in (0..shape.batch * shape.kv_heads).rev() {
-            for first in (0..self.group_rows).step_by(self.rows_per_job).rev() {
-                let rows = self.rows_per_job.min(self.group_rows - first);
-                blocks.push([group / shape.kv_heads, group % shape.kv_heads, first, rows]);
+    let sequences = sequences(&args.masking, batch, [seq_q, keys_in_pages(&args)]);
+    let places = places(&args, &sequences, sizes);
+    let rows = OutRows::new(out, sizes, out_strides, head_dim_v, places.as_deref());
+    match (places, log_sums) {
+        (Some(places), Some(log_sums)) => {
+            let mut by_place = vec![f32::NEG_INFINITY; places.len()];
+            let rows_of_jobs = places.iter().filter(|&&place| place != NO_JOB).count();
+            let of_jobs = Some(&mut by_place[..rows_of_jobs]);
+            compute(arch, &args, &sequences, Results { rows, log_sums: of_jobs });
+            for (log_sum, &place) in log_sums.iter_mut().zip(&places) {
+                *log_sum = if place == NO_JOB { f32::NEG_INFINITY } else { by_place[place] };
             }
         }
-        blocks
+        (_, log_sums) => compute(arch, &args, &sequences, Results { rows, log_sums }),
     }
 }
 
-/// One job per block of rows, writing the output.
-fn jobs<'j>(args: &'j AttentionArgs<'j>, cut: &Cut, mut rest: OutRows<'j>) -> Vec<Job<'j>> {
-    let mut jobs = Vec::new();
-    for [batch, kv_head, first_row, rows] in cut.blocks(args.shape) {
-        let (head, tail) = rest.split_last(rows);
-        rest = head;
-        let (keys, sink) = (job::span(args, batch, first_row..first_row + rows), Sink::Rows(tail));
-        jobs.push(Job { args, batch, kv_head, first_row, rows, keys, sink });
-    }
-    jobs
+/// Keys that a sequence may have, no more than pages can hold.
+fn keys_in_pages(args: &AttentionArgs) -> usize {
+    let pages = [args.k.pages, args.v.pages].into_iter().flatten();
+    let held = pages.map(|pages| if pages.count == 0 { 0 } else { pages.per_sequence * pages.size });
+    held.fold(args.shape.seq_kv, usize::min)
 }
 
-/// One job per block of rows and part of the keys, then the combination of the parts.
-fn split(arch: Arch, args: &AttentionArgs, cut: &Cut, mut out: OutRows) {
-    let shape = args.shape;
-    let width = shape.head_dim_v + 2;
-    let total_rows = shape.batch * shape.heads * shape.seq_q;
-    let mut partials = vec![0.0; cut.parts * total_rows * width];
-    let mut jobs = Vec::new();
-    for (part, partial) in partials.chunks_mut(total_rows * width).enumerate() {
-        let mut rest = partial;
-        for [batch, kv_head, first_row, rows] in cut.blocks(shape) {
-            let (head, tail) = rest.split_at_mut(rest.len() - rows * width);
-            rest = head;
-            let span = job::span(args, batch, first_row..first_row + rows);
-            let per_part = span.len().div_ceil(cut.parts);
-            let start = span.end.min(span.start + part * per_part);
-            let (keys, sink) = (start..span.end.min(start + per_part), Sink::Partial(tail));
-            jobs.push(Job { args, batch, kv_head, first_row, rows, keys, sink });
+/// The place of each row `[batch, heads, seq_q]` in the order of jobs, which is (sequence, head, query), where that is
+/// another.
+fn places(args: &AttentionArgs, sequences: &[Sequence], sizes: [usize; 3]) -> Option<Vec<usize>> {
+    if args.masking.packed.is_none() && args.masking.q_lengths.is_none() {
+        return None;
+    }
+    let [batch, heads, seq_q] = sizes;
+    let mut places = vec![NO_JOB; batch * heads * seq_q];
+    let mut next = 0;
+    for sequence in sequences {
+        for head in 0..heads {
+            let first = (sequence.q_batch * heads + head) * seq_q;
+            for place in &mut places[first..][sequence.rows()] {
+                *place = next;
+                next += 1;
+            }
         }
     }
-    run(arch, jobs, cut.technique);
-    let mut finished = vec![0.0; shape.head_dim_v];
-    for row in 0..total_rows {
-        let parts = partials.chunks(total_rows * width).map(|part| &part[row * width..][..width]);
-        job::combine(parts, &mut finished);
-        out.write(row, &finished);
+    Some(places)
+}
+
+/// Cuts a problem into jobs, runs them, and combines those that share rows.
+fn compute(arch: Arch, args: &AttentionArgs, sequences: &[Sequence], mut rest: Results) {
+    let blocks = cut::blocks(args, sequences, rayon::current_num_threads());
+    let width = 2 + args.shape.head_dim_v;
+    let split = blocks.iter().filter(|block| block.parts > 1);
+    let mut partials = vec![0.0; split.map(|block| block.parts * block.rows * width).sum()];
+    let (mut jobs, mut unfinished) = (Vec::new(), Vec::new());
+    let mut free = partials.as_mut_slice();
+    for block in &blocks {
+        let (head, results) = rest.split_last(block.rows);
+        rest = head;
+        let job = |part, destination| {
+            let &Block { sequence, kv_head, first_row, rows, .. } = block;
+            Job { args, sequence, kv_head, first_row, rows, keys: block.part(part), destination }
+        };
+        if block.parts == 1 {
+            jobs.push(job(0, Destination::Results(results)));
+            continue;
+        }
+        let (own, others) = free.split_at_mut(block.parts * block.rows * width);
+        free = others;
+        let parts = own.chunks_exact_mut(block.rows * width).enumerate();
+        jobs.extend(parts.map(|(part, partial)| job(part, Destination::Partial(partial))));
+        unfinished.push((block, results));
+    }
+    run(arch, jobs);
+    let mut partials = partials.as_slice();
+    for (block, results) in unfinished {
+        let (own, others) = partials.split_at(block.parts * block.rows * width);
+        partials = others;
+        combine(args, block, own, results);
+    }
+}
+
+/// Combines the parts of the rows of a block, `[parts, rows, 2 + head_dim_v]`.
+fn combine(args: &AttentionArgs, block: &Block, partials: &[f32], mut results: Results) {
+    let shape = args.shape;
+    let width = 2 + shape.head_dim_v;
+    let mut values = vec![0.0; shape.head_dim_v];
+    for row in 0..block.rows {
+        let head =
+            block.kv_head * (shape.heads / shape.kv_heads) + (block.first_row + row) / block.sequence.queries.len();
+        let sink = args.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[head]);
+        let parts = partials.chunks_exact(block.rows * width).map(|part| &part[row * width..][..width]);
+        let normal = job::combine(parts, sink, &mut values);
+        results.finish(row, normal);
+        results.rows.row(row).write(0, &values);
     }
 }
 
 /// Runs every job on the current rayon pool; a single job stays on this thread.
-fn run(arch: Arch, jobs: Vec<Job>, technique: Technique) {
+fn run(arch: Arch, jobs: Vec<Job>) {
     let one = |job: Job| {
-        with_scratch(|scratch| match technique {
-            Technique::Tile => arch.dispatch(tile::Tiles { job, scratch }),
-            Technique::Vector => arch.dispatch(vector::Vectors { job, scratch }),
+        let group_rows = job.args.shape.heads / job.args.shape.kv_heads * job.sequence.queries.len();
+        with_scratch(|scratch| {
+            if group_rows <= VECTOR_ROWS {
+                arch.dispatch(vector::Vectors { job, scratch });
+            } else {
+                arch.dispatch(tile::Tiles { job, scratch });
+            }
         });
     };
     if jobs.len() == 1 {

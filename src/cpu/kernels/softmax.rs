@@ -6,8 +6,6 @@
 use super::args::{Elements, ElementsMut};
 use super::exp::exp;
 use super::scratch::{Arena, with_scratch};
-use half::slice::HalfFloatSliceExt;
-use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -17,99 +15,119 @@ const MIN_ELEMENTS: usize = 1 << 13;
 /// Elements of a piece of a long row.
 const PIECE: usize = 1 << 15;
 
-/// Computes `softmax(input × scale)` over rows of `row_length` elements; `input` and `out` are equally long.
+/// A softmax along rows.
+#[derive(Debug, Clone, Copy)]
+pub struct SoftmaxArgs<'a> {
+    /// Rows, one after another.
+    pub input: Elements<'a>,
+    /// Elements of a row.
+    pub row_length: usize,
+    /// Multiplies every element first.
+    pub scale: f32,
+    /// Of the rows of attention scores.
+    pub sinks: Option<RowSinks<'a>>,
+}
+
+/// For each row a score that takes part in its softmax, unscaled, and has no weight in the output; negative infinity
+/// for none.
+#[derive(Debug, Clone, Copy)]
+pub struct RowSinks<'a> {
+    /// One for each head.
+    pub data: &'a [f32],
+    /// Rows of one head; after the last head comes the first of the next batch element.
+    pub rows: usize,
+}
+
+impl RowSinks<'_> {
+    /// That of one row.
+    pub(super) fn of(&self, row: usize) -> f32 {
+        self.data[row / self.rows % self.data.len()]
+    }
+}
+
+/// Computes `softmax(input × scale)` along rows; the input and `out` are equally long.
 ///
-/// An element of negative infinity gives zero, and a row of nothing else gives zeros. NaN makes its row NaN.
+/// An element of negative infinity gives zero, and a row of nothing else gives zeros. NaN makes its row NaN. Whether a
+/// row exists is not known here: one that does not is like one that sees nothing.
 ///
 /// # Panics
 ///
-/// When `input` and `out` differ in length.
-pub fn softmax(input: Elements, row_length: usize, scale: f32, out: ElementsMut) {
+/// When the input and `out` differ in length.
+pub fn softmax(args: &SoftmaxArgs, out: ElementsMut) {
+    let SoftmaxArgs { input, row_length, scale, sinks } = *args;
     assert_eq!(input.len(), out.len(), "softmax: input and output differ in length");
     if input.is_empty() || row_length == 0 {
         return;
     }
     let rows = input.len() / row_length;
-    let long = row_length >= 2 * PIECE && rows < rayon::current_num_threads();
+    let rule = |row: usize| RowRule { scale, sink: sinks.map_or(f32::NEG_INFINITY, |sinks| sinks.of(row)) };
+    let min_rows = MIN_ELEMENTS.div_ceil(row_length);
     match (input, out) {
-        (Elements::F32(input), ElementsMut::F32(out)) if long => {
-            for (input, out) in input.chunks_exact(row_length).zip(out.chunks_exact_mut(row_length)) {
-                long_row(input, scale, out);
+        (Elements::F32(input), ElementsMut::F32(out))
+            if row_length >= 2 * PIECE && rows < rayon::current_num_threads() =>
+        {
+            for (index, out) in out.chunks_exact_mut(row_length).enumerate() {
+                long_row(&input[index * row_length..][..row_length], rule(index), out);
             }
         }
         (Elements::F32(input), ElementsMut::F32(out)) => {
-            let pairs = input.par_chunks_exact(row_length).zip(out.par_chunks_exact_mut(row_length));
-            let pairs = pairs.with_min_len(MIN_ELEMENTS.div_ceil(row_length));
-            pairs.for_each(|(input, out)| row(input, scale, out));
-        }
-        (input, ElementsMut::F16(out)) => {
-            let rows = out.par_chunks_exact_mut(row_length).enumerate();
-            let rows = rows.with_min_len(MIN_ELEMENTS.div_ceil(row_length));
-            rows.for_each(|(index, out)| converted_row(input, index, scale, Destination::F16(out)));
-        }
-        (input, ElementsMut::BF16(out)) => {
-            let rows = out.par_chunks_exact_mut(row_length).enumerate();
-            let rows = rows.with_min_len(MIN_ELEMENTS.div_ceil(row_length));
-            rows.for_each(|(index, out)| converted_row(input, index, scale, Destination::BF16(out)));
+            let pairs = input.par_chunks_exact(row_length).zip(out.par_chunks_exact_mut(row_length)).enumerate();
+            pairs.with_min_len(min_rows).for_each(|(index, (input, out))| row(input, rule(index), out));
         }
         (input, ElementsMut::F32(out)) => {
-            let rows = out.par_chunks_exact_mut(row_length).enumerate();
-            let rows = rows.with_min_len(MIN_ELEMENTS.div_ceil(row_length));
-            rows.for_each(|(index, out)| converted_row(input, index, scale, Destination::F32(out)));
+            let rows = out.par_chunks_exact_mut(row_length).enumerate().with_min_len(min_rows);
+            rows.for_each(|(index, out)| converted_row(input, index, rule(index), ElementsMut::F32(out)));
+        }
+        (input, ElementsMut::F16(out)) => {
+            let rows = out.par_chunks_exact_mut(row_length).enumerate().with_min_len(min_rows);
+            rows.for_each(|(index, out)| converted_row(input, index, rule(index), ElementsMut::F16(out)));
+        }
+        (input, ElementsMut::BF16(out)) => {
+            let rows = out.par_chunks_exact_mut(row_length).enumerate().with_min_len(min_rows);
+            rows.for_each(|(index, out)| converted_row(input, index, rule(index), ElementsMut::BF16(out)));
         }
     }
 }
 
-enum Destination<'a> {
-    F32(&'a mut [f32]),
-    F16(&'a mut [f16]),
-    BF16(&'a mut [bf16]),
+/// What is done to the elements of one row, and what comes to their sum.
+#[derive(Clone, Copy)]
+struct RowRule {
+    scale: f32,
+    sink: f32,
 }
 
-/// A row whose input or output is stored in half precision.
-fn converted_row(input: Elements, index: usize, scale: f32, out: Destination) {
+/// A row whose input or output is not stored in single precision.
+fn converted_row(input: Elements, index: usize, rule: RowRule, mut out: ElementsMut) {
     with_scratch(|lines| {
-        let length = match &out {
-            Destination::F32(out) => out.len(),
-            Destination::F16(out) => out.len(),
-            Destination::BF16(out) => out.len(),
-        };
+        let length = out.len();
         let mut arena = Arena::new(lines, 8 * length, 2);
         let (from, to): (&mut [f32], &mut [f32]) = (arena.take(length), arena.take(length));
         input.read(index * length, from);
-        match out {
-            Destination::F32(out) => row(from, scale, out),
-            Destination::F16(out) => {
-                row(from, scale, to);
-                out.convert_from_f32_slice(to);
-            }
-            Destination::BF16(out) => {
-                row(from, scale, to);
-                out.convert_from_f32_slice(to);
-            }
-        }
+        row(from, rule, to);
+        out.write(0, to);
     });
 }
 
-fn row(input: &[f32], scale: f32, out: &mut [f32]) {
+fn row(input: &[f32], RowRule { scale, sink }: RowRule, out: &mut [f32]) {
     let arch = Arch::new();
-    let max = arch.dispatch(Max { input, scale });
-    let sum = arch.dispatch(Exponentials { input, scale, base: finite_base(max), out: &mut *out });
-    divide(out, sum);
+    let base = finite_base(arch.dispatch(Max { input, scale }).max(sink));
+    let sum = arch.dispatch(Exponentials { input, scale, base, out: &mut *out });
+    divide(out, sum + (sink - base).exp());
 }
 
 /// A row whose pieces are tasks.
-fn long_row(input: &[f32], scale: f32, out: &mut [f32]) {
+fn long_row(input: &[f32], RowRule { scale, sink }: RowRule, out: &mut [f32]) {
     let arch = Arch::new();
     let maxima = input.par_chunks(PIECE).map(|input| arch.dispatch(Max { input, scale }));
-    let base = finite_base(maxima.reduce(|| f32::NEG_INFINITY, f32::max));
+    let base = finite_base(maxima.reduce(|| sink, f32::max));
     let pieces = input.par_chunks(PIECE).zip(out.par_chunks_mut(PIECE));
-    let sum = pieces.map(|(input, out)| arch.dispatch(Exponentials { input, scale, base, out })).sum();
+    let sum: f32 = pieces.map(|(input, out)| arch.dispatch(Exponentials { input, scale, base, out })).sum();
+    let sum = sum + (sink - base).exp();
     out.par_chunks_mut(PIECE).for_each(|out| divide(out, sum));
 }
 
 /// The maximum, or zero for a row of negative infinities, whose weights must not be NaN.
-fn finite_base(max: f32) -> f32 {
+pub(super) fn finite_base(max: f32) -> f32 {
     if max == f32::NEG_INFINITY { 0.0 } else { max }
 }
 
@@ -136,9 +154,9 @@ fn padded<S: Simd>(simd: S, tail: &[f32]) -> S::f32s {
 }
 
 /// The largest scaled element. NaN may be passed over: it comes back through the exponentials.
-struct Max<'a> {
-    input: &'a [f32],
-    scale: f32,
+pub(super) struct Max<'a> {
+    pub input: &'a [f32],
+    pub scale: f32,
 }
 
 impl WithSimd for Max<'_> {
@@ -164,11 +182,11 @@ impl WithSimd for Max<'_> {
 }
 
 /// Stores `exp(input × scale - base)` and returns the sum.
-struct Exponentials<'a> {
-    input: &'a [f32],
-    scale: f32,
-    base: f32,
-    out: &'a mut [f32],
+pub(super) struct Exponentials<'a> {
+    pub input: &'a [f32],
+    pub scale: f32,
+    pub base: f32,
+    pub out: &'a mut [f32],
 }
 
 impl WithSimd for Exponentials<'_> {
@@ -205,9 +223,14 @@ impl WithSimd for Exponentials<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use half::f16;
 
     fn input(length: usize, magnitude: f32) -> Vec<f32> {
         (0..length).map(|i| ((i * 7919 % 1009) as f32 / 504.5 - 1.0) * magnitude).collect()
+    }
+
+    fn plain(input: Elements, row_length: usize, scale: f32) -> SoftmaxArgs {
+        SoftmaxArgs { input, row_length, scale, sinks: None }
     }
 
     fn check(input: &[f32], row_length: usize, scale: f32, got: &[f32], tolerance: f64) {
@@ -230,7 +253,7 @@ mod tests {
                 let rows = if row_length > 1000 { 1 } else { 5 };
                 let input = input(rows * row_length, magnitude);
                 let mut out = vec![f32::NAN; input.len()];
-                softmax(Elements::F32(&input), row_length, 0.5, ElementsMut::F32(&mut out));
+                softmax(&plain(Elements::F32(&input), row_length, 0.5), ElementsMut::F32(&mut out));
                 // exp within 1e-6 at these arguments, and the sum of the row in f32.
                 check(&input, row_length, 0.5, &out, 5e-6);
             }
@@ -242,12 +265,12 @@ mod tests {
         let input: Vec<f16> = input(3 * 77, 4.0).into_iter().map(f16::from_f32).collect();
         let exact: Vec<f32> = input.iter().map(|x| x.to_f32()).collect();
         let mut half = vec![f16::NAN; input.len()];
-        softmax(Elements::F16(&input), 77, 1.0, ElementsMut::F16(&mut half));
+        softmax(&plain(Elements::F16(&input), 77, 1.0), ElementsMut::F16(&mut half));
         let half: Vec<f32> = half.iter().map(|x| x.to_f32()).collect();
         // Half a unit in the last place of f16; the smallest weights are subnormal there.
         check(&exact, 77, 1.0, &half, 2e-3);
         let mut single = vec![f32::NAN; input.len()];
-        softmax(Elements::F16(&input), 77, 1.0, ElementsMut::F32(&mut single));
+        softmax(&plain(Elements::F16(&input), 77, 1.0), ElementsMut::F32(&mut single));
         check(&exact, 77, 1.0, &single, 1e-6);
     }
 
@@ -257,13 +280,13 @@ mod tests {
             for scale in [1.0, 0.0, -2.0] {
                 let mut row = vec![f32::NEG_INFINITY; length];
                 let mut out = vec![f32::NAN; length];
-                softmax(Elements::F32(&row), length, scale, ElementsMut::F32(&mut out));
+                softmax(&plain(Elements::F32(&row), length, scale), ElementsMut::F32(&mut out));
                 assert!(out.iter().all(|&x| x == 0.0));
                 row[length - 1] = 3.0;
-                softmax(Elements::F32(&row), length, scale, ElementsMut::F32(&mut out));
+                softmax(&plain(Elements::F32(&row), length, scale), ElementsMut::F32(&mut out));
                 assert_eq!((out[0], out[length - 1]), (0.0, 1.0));
                 row[1] = f32::NAN;
-                softmax(Elements::F32(&row), length, scale, ElementsMut::F32(&mut out));
+                softmax(&plain(Elements::F32(&row), length, scale), ElementsMut::F32(&mut out));
                 assert!(out.iter().all(|x| x.is_nan()));
             }
         }
@@ -271,7 +294,29 @@ mod tests {
 
     #[test]
     fn empty() {
-        softmax(Elements::F32(&[]), 0, 1.0, ElementsMut::F32(&mut []));
-        softmax(Elements::F32(&[]), 5, 1.0, ElementsMut::F32(&mut []));
+        softmax(&plain(Elements::F32(&[]), 0, 1.0), ElementsMut::F32(&mut []));
+        softmax(&plain(Elements::F32(&[]), 5, 1.0), ElementsMut::F32(&mut []));
+    }
+
+    #[test]
+    fn sinks_count_and_weigh_nothing() {
+        let data = [0.5, f32::NEG_INFINITY, 40.0];
+        for length in [1, 50, 70_001] {
+            // Two batch elements of three heads of two rows.
+            let rows = if length > 1000 { 1 } else { 12 };
+            let mut input = input(rows * length, 3.0);
+            input[..length.min(20)].fill(f32::NEG_INFINITY);
+            let mut out = vec![f32::NAN; input.len()];
+            let sinks = Some(RowSinks { data: &data, rows: 2 });
+            softmax(&SoftmaxArgs { sinks, ..plain(Elements::F32(&input), length, 2.0) }, ElementsMut::F32(&mut out));
+            for (index, (input, out)) in input.chunks(length).zip(out.chunks(length)).enumerate() {
+                let sink = f64::from(data[index / 2 % 3]);
+                let weights: Vec<f64> = input.iter().map(|&x| f64::from(2.0 * x).exp()).collect();
+                let sum = weights.iter().sum::<f64>() + sink.exp();
+                for (weight, &got) in weights.iter().zip(out) {
+                    assert!((f64::from(got) - weight / sum).abs() <= 1e-6, "{got} is not {}", weight / sum);
+                }
+            }
+        }
     }
 }

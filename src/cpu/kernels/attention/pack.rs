@@ -1,6 +1,6 @@
 //! Keys and values of a block, rearranged so that a kernel reads them front to back, as f32.
 
-use crate::cpu::kernels::args::Elements;
+use crate::cpu::kernels::args::{Elements, Pages};
 
 /// Elements of a key that lie together in a panel.
 pub const DEPTH: usize = 8;
@@ -58,20 +58,52 @@ pub fn pack_values<const N: usize>(
 /// Rows of one head of k or v.
 pub struct Rows<'a> {
     pub data: Elements<'a>,
-    /// Of the first row.
-    pub offset: usize,
-    pub stride: usize,
+    pub place: Place<'a>,
     pub width: usize,
 }
 
+/// Where rows lie.
+pub enum Place<'a> {
+    /// One after another.
+    Strided {
+        /// Of the first row.
+        offset: usize,
+        stride: usize,
+    },
+    /// Where the table of their batch element says.
+    Paged {
+        pages: Pages<'a>,
+        batch: usize,
+        /// The first row.
+        first: usize,
+        /// Elements from one page to the next, and from a page to the head in it.
+        page: usize,
+        head: usize,
+        stride: usize,
+    },
+}
+
 impl<'a> Rows<'a> {
+    /// Where a row begins.
+    #[inline(always)]
+    pub fn offset(&self, row: usize) -> usize {
+        match self.place {
+            Place::Strided { offset, stride } => offset + row * stride,
+            Place::Paged { pages, batch, first, page, head, stride } => {
+                let row = first + row;
+                let entry = pages.table[batch * pages.per_sequence + row / pages.size] as usize;
+                entry.min(pages.count - 1) * page + head + row % pages.size * stride
+            }
+        }
+    }
+
     /// One row as f32, converted into `row_f32` when it is stored otherwise.
     #[inline(always)]
     pub fn get<'r>(&self, row: usize, row_f32: &'r mut [f32]) -> &'r [f32]
     where
         'a: 'r,
     {
-        let offset = self.offset + row * self.stride;
+        let offset = self.offset(row);
         match self.data {
             Elements::F32(data) => &data[offset..][..self.width],
             _ => {

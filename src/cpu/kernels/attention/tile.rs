@@ -7,13 +7,12 @@
 //! registers. A job packs each key block once for all its tiles.
 
 use super::job::Job;
-use super::pack::{self, DEPTH, NonFinite, Rows};
-use super::tile_mask::{self, Bounds, Masks};
+use super::pack::{self, DEPTH, NonFinite};
+use super::tile_mask::{self, Bounds, Masks, TileSlopes};
 use crate::cpu::kernels::args::ElementsMut;
 use crate::cpu::kernels::exp::exp;
 use crate::cpu::kernels::mask;
 use crate::cpu::kernels::scratch::{Arena, Line};
-use half::slice::HalfFloatSliceExt;
 use pulp::{Simd, WithSimd};
 use std::ops::Range;
 
@@ -61,6 +60,9 @@ struct Tile<'a, S: Simd> {
     max: [S::f32s; VECTORS],
     sum: [S::f32s; VECTORS],
     bounds: Bounds<'a>,
+    slopes: Option<TileSlopes<'a>>,
+    /// Keys of the block to visit, from its first on.
+    visits: usize,
 }
 
 /// One block of keys, packed, and buffers for one tile's share of it.
@@ -86,8 +88,8 @@ fn run<S: Simd, const N: usize>(simd: S, task: Tiles) {
     let tile_count = job.rows.div_ceil(tile_rows);
     let row_len = depth.max(width).max(KEYS);
     let floats = KEYS * (depth + 2 * tile_rows) + STRIP * width + row_len;
-    let per_tile = tile_rows * (depth + width + 2);
-    let mut arena = Arena::new(scratch, 4 * (floats + tile_count * per_tile), 5 + 4 * tile_count);
+    let per_tile = tile_rows * (depth + width + 4);
+    let mut arena = Arena::new(scratch, 4 * (floats + tile_count * per_tile), 5 + 6 * tile_count);
     let mut block = Block::<S, N> {
         first_key: 0,
         keys: arena.take(KEYS / N * depth / DEPTH),
@@ -107,15 +109,19 @@ fn run<S: Simd, const N: usize>(simd: S, task: Tiles) {
     for first_key in (job.keys.start..end).step_by(KEYS) {
         block.first_key = first_key;
         let count = KEYS.min(end - first_key);
+        for tile in &mut tiles {
+            tile.visits = visits(&job, tile, first_key, count, fill);
+        }
+        if tiles.iter().all(|tile| tile.visits == 0) {
+            continue;
+        }
         load_block(&job, &mut block, &tiles, count, fill);
         for tile in &mut tiles {
-            let span = span(&job, tile, fill);
-            let count = count.min(span.end.saturating_sub(first_key));
-            match tile.vectors {
-                _ if count == 0 || span.start >= first_key + count => {}
-                1 => step::<S, 1, N>(simd, &job, tile, &mut block, count, fill),
-                2 => step::<S, 2, N>(simd, &job, tile, &mut block, count, fill),
-                _ => step::<S, 3, N>(simd, &job, tile, &mut block, count, fill),
+            match (tile.visits, tile.vectors) {
+                (0, _) => {}
+                (_, 1) => step::<S, 1, N>(simd, &job, tile, &mut block, fill),
+                (_, 2) => step::<S, 2, N>(simd, &job, tile, &mut block, fill),
+                _ => step::<S, 3, N>(simd, &job, tile, &mut block, fill),
             }
         }
     }
@@ -124,10 +130,17 @@ fn run<S: Simd, const N: usize>(simd: S, task: Tiles) {
     }
 }
 
-/// Keys that the tile has to visit: under `Assign` masked keys count too.
+/// How many of the first `count` keys of a block, from the first on, the tile has to visit: under `Assign` masked keys
+/// count too.
 #[inline(always)]
-fn span<S: Simd>(job: &Job, tile: &Tile<S>, fill: f32) -> Range<usize> {
-    if fill == f32::NEG_INFINITY { tile.bounds.start[0]..tile.bounds.end[1] } else { job.keys.clone() }
+fn visits<S: Simd>(job: &Job, tile: &Tile<S>, first_key: usize, count: usize, fill: f32) -> usize {
+    if fill != f32::NEG_INFINITY {
+        return count;
+    }
+    let count = count.min(tile.bounds.end[1].saturating_sub(first_key));
+    let keys = first_key..first_key + count;
+    let rows = tile.first_row..tile.first_row + tile.rows;
+    if tile.bounds.start[0] >= keys.end || job.masks_all(rows, keys) { 0 } else { count }
 }
 
 #[inline(always)]
@@ -145,6 +158,7 @@ fn new_tile<'a, S: Simd, const N: usize>(
     let q: &mut [S::f32s] = arena.take(shape.head_dim.next_multiple_of(DEPTH) * vectors);
     let out: &mut [S::f32s] = arena.take(shape.head_dim_v.next_multiple_of(N) * vectors);
     let mut bounds = Bounds::new(arena.take(lanes), arena.take(lanes));
+    let mut slopes = job.args.masking.slopes.map(|_| TileSlopes::new(arena.take(lanes), arena.take(lanes)));
     q.fill(zero);
     out.fill(zero);
     let flat: &mut [f32] = bytemuck::cast_slice_mut(q);
@@ -155,28 +169,25 @@ fn new_tile<'a, S: Simd, const N: usize>(
             column[lane] = *x * job.args.scale;
         }
         bounds.set(lane, job.visible(query));
+        if let (Some(slopes), Some(of_row)) = (&mut slopes, job.slope(head, query)) {
+            slopes.set(lane, of_row);
+        }
         query += 1;
-        if query == shape.seq_q {
-            (head, query) = (head + 1, 0);
+        if query == job.sequence.queries.end {
+            (head, query) = (head + 1, job.sequence.queries.start);
         }
     }
     let max = [simd.splat_f32s(f32::NEG_INFINITY); VECTORS];
     let sum = [zero; VECTORS];
-    Tile { first_row: rows.start, rows: rows.len(), vectors, q, out, max, sum, bounds }
+    Tile { first_row: rows.start, rows: rows.len(), vectors, q, out, max, sum, bounds, slopes, visits: 0 }
 }
 
 /// Packs a block, and takes non-finite values out of it when some row may not be allowed to see them.
 #[inline(always)]
 fn load_block<S: Simd, const N: usize>(job: &Job, block: &mut Block<S, N>, tiles: &[Tile<S>], count: usize, fill: f32) {
     let shape = job.args.shape;
-    let rows = |operand: &crate::cpu::kernels::args::Operand, width| {
-        let stride = operand.strides[2];
-        (job.kv_offset(operand.strides) + block.first_key * stride, stride, width)
-    };
-    let (offset, stride, width) = rows(&job.args.k, shape.head_dim);
-    let keys = Rows { data: job.args.k.data, offset, stride, width };
-    let (offset, stride, width) = rows(&job.args.v, shape.head_dim_v);
-    let values = Rows { data: job.args.v.data, offset, stride, width };
+    let keys = job.rows_of(&job.args.k, shape.head_dim, block.first_key);
+    let values = job.rows_of(&job.args.v, shape.head_dim_v, block.first_key);
     pack::pack_keys(&keys, count, block.row, block.keys);
     pack::pack_values(&values, count, block.row, block.values, STRIP);
     let keys = block.first_key..block.first_key + count;
@@ -190,16 +201,16 @@ fn load_block<S: Simd, const N: usize>(job: &Job, block: &mut Block<S, N>, tiles
     }
 }
 
-/// One tile against the first `count` keys of a block.
+/// One tile against the keys of a block that it visits.
 #[inline(always)]
 fn step<S: Simd, const R: usize, const N: usize>(
     simd: S,
     job: &Job,
     tile: &mut Tile<S>,
     block: &mut Block<S, N>,
-    count: usize,
     fill: f32,
 ) {
+    let count = tile.visits;
     let chunks = job.args.shape.head_dim.div_ceil(DEPTH);
     let q: &[[[S::f32s; R]; DEPTH]] = bytemuck::cast_slice(tile.q);
     let panels = block.keys.chunks_exact(chunks);
@@ -210,7 +221,8 @@ fn step<S: Simd, const R: usize, const N: usize>(
     }
     let scores = &mut scores[..count];
     let rows = tile.first_row..tile.first_row + tile.rows;
-    let masks = Masks { job, rows, bounds: &tile.bounds, first_key: block.first_key, fill };
+    let (bounds, slopes) = (&tile.bounds, tile.slopes.as_ref());
+    let masks = Masks { job, rows, bounds, slopes, first_key: block.first_key, fill };
     masks.apply(simd, &mut block.row[..count], bytemuck::cast_slice_mut(&mut block.bias[..KEYS * R]), scores);
     let visible = tile_mask::visible_scores::<S, R>(&block.non_finite, scores);
     let rescale = softmax::<S, R>(simd, &mut tile.max, &mut tile.sum, scores);
@@ -312,16 +324,16 @@ fn softmax<S: Simd, const R: usize>(
     rescale
 }
 
-/// Hands the rows of a finished tile to the sink.
+/// Hands the rows of a finished tile to their destination.
 #[inline(always)]
 fn finish<S: Simd>(simd: S, job: &mut Job, tile: Tile<S>, row_f32: &mut [f32]) {
     let lanes = tile.vectors * S::F32_LANES;
     let width = job.args.shape.head_dim_v;
     let max: &[f32] = bytemuck::cast_slice(&tile.max);
-    let mut factor = tile.sum;
     let sum: &[f32] = bytemuck::cast_slice(&tile.sum);
-    for (factor, &sum) in bytemuck::cast_slice_mut(&mut factor).iter_mut().zip(sum) {
-        *factor = job.sink.factor(sum);
+    let mut factor = [simd.splat_f32s(0.0); VECTORS];
+    for (lane, factor) in bytemuck::cast_slice_mut(&mut factor)[..tile.rows].iter_mut().enumerate() {
+        *factor = job.finish(tile.first_row + lane, max[lane], sum[lane]);
     }
     for column in tile.out.chunks_exact_mut(tile.vectors) {
         for (x, &factor) in column.iter_mut().zip(&factor) {
@@ -330,15 +342,11 @@ fn finish<S: Simd>(simd: S, job: &mut Job, tile: Tile<S>, row_f32: &mut [f32]) {
     }
     let out: &[f32] = bytemuck::cast_slice(tile.out);
     for lane in 0..tile.rows {
-        match job.sink.row(tile.first_row + lane, max[lane], sum[lane], width) {
+        match job.output(tile.first_row + lane) {
             ElementsMut::F32(row) => gather(out, lanes, lane, row),
-            ElementsMut::F16(row) => {
+            mut row => {
                 gather(out, lanes, lane, &mut row_f32[..width]);
-                row.convert_from_f32_slice(&row_f32[..width]);
-            }
-            ElementsMut::BF16(row) => {
-                gather(out, lanes, lane, &mut row_f32[..width]);
-                row.convert_from_f32_slice(&row_f32[..width]);
+                row.write(0, &row_f32[..width]);
             }
         }
     }

@@ -12,12 +12,14 @@ pub struct Masks<'a> {
     /// Of the job.
     pub rows: Range<usize>,
     pub bounds: &'a Bounds<'a>,
+    pub slopes: Option<&'a TileSlopes<'a>>,
     pub first_key: usize,
     pub fill: f32,
 }
 
 impl Masks<'_> {
-    /// Caps the scores, adds the bias and masks. `row_f32` has room for a row of scores, `bias` for all of them.
+    /// Caps the scores, subtracts slopes, adds the bias and masks. `row_f32` has room for a row of scores, `bias` for
+    /// all of them.
     #[inline(always)]
     pub fn apply<S: Simd, const R: usize>(
         &self,
@@ -29,6 +31,9 @@ impl Masks<'_> {
         let masking = &self.job.args.masking;
         if let Some(cap) = masking.softcap {
             soft_cap(simd, cap, scores);
+        }
+        if let Some(slopes) = self.slopes {
+            slopes.subtract(simd, self.first_key, scores);
         }
         if mask::is_dense(masking) {
             let bias = &mut bias[..scores.len()];
@@ -84,6 +89,48 @@ fn add_bias<S: Simd, const R: usize>(simd: S, bias: &[[S::f32s; R]], fill: f32, 
 fn soft_cap<S: Simd, const R: usize>(simd: S, cap: f32, scores: &mut [[S::f32s; R]]) {
     for score in scores.as_flattened_mut() {
         *score = tanh::soft_cap(simd, *score, cap);
+    }
+}
+
+/// Slope and position of each row of a tile. Those of rows of padding are zero.
+pub struct TileSlopes<'a> {
+    /// Times −1.
+    slopes: &'a mut [f32],
+    positions: &'a mut [i32],
+}
+
+impl<'a> TileSlopes<'a> {
+    /// No row yet.
+    #[inline(always)]
+    pub fn new(slopes: &'a mut [f32], positions: &'a mut [i32]) -> Self {
+        slopes.fill(0.0);
+        positions.fill(0);
+        Self { slopes, positions }
+    }
+
+    /// Sets those of one row.
+    #[inline(always)]
+    pub fn set(&mut self, lane: usize, (slope, position): (f32, i64)) {
+        self.slopes[lane] = -slope;
+        self.positions[lane] = position.clamp(i32::MIN.into(), i32::MAX.into()) as i32;
+    }
+
+    /// Subtracts slope times distance from the scores of keys from `first_key` on.
+    #[inline(always)]
+    fn subtract<S: Simd, const R: usize>(&self, simd: S, first_key: usize, scores: &mut [[S::f32s; R]]) {
+        let (slopes, _) = S::as_simd_f32s(self.slopes);
+        // From the first key on, so that distances nearby are exact however far the keys go.
+        let mut positions = [simd.splat_f32s(0.0); R];
+        for (from, &position) in bytemuck::cast_slice_mut(&mut positions).iter_mut().zip(self.positions.iter()) {
+            *from = (i64::from(position) - first_key as i64) as f32;
+        }
+        for (key, score) in scores.iter_mut().enumerate() {
+            let key = simd.splat_f32s(key as f32);
+            for r in 0..R {
+                let distance = simd.abs_f32s(simd.sub_f32s(key, positions[r]));
+                score[r] = simd.mul_add_e_f32s(slopes[r], distance, score[r]);
+            }
+        }
     }
 }
 

@@ -5,8 +5,8 @@
 //! summed across lanes.
 
 use super::job::Job;
-use super::pack::any_non_finite;
-use crate::cpu::kernels::args::{Elements, Operand};
+use super::pack::{Place, Rows, any_non_finite};
+use crate::cpu::kernels::args::Elements;
 use crate::cpu::kernels::exp::exp;
 use crate::cpu::kernels::scratch::{Arena, Line};
 use crate::cpu::kernels::{mask, tanh};
@@ -59,6 +59,8 @@ struct Buffers<'a, const R: usize> {
     weights: &'a mut [[f32; R]],
     /// Bias of one row.
     bias: &'a mut [f32],
+    /// 0, 1, 2, …
+    keys: &'a mut [f32],
 }
 
 #[inline(always)]
@@ -68,11 +70,19 @@ fn run<S: Simd, const R: usize>(simd: S, task: Vectors) {
     let depth = shape.head_dim.next_multiple_of(S::F32_LANES);
     let width = shape.head_dim_v.next_multiple_of(S::F32_LANES);
     let groups = job.rows.div_ceil(R);
-    let floats = KEYS * (depth + width + 2 * R + 1) + groups * R * (depth + width);
-    let mut arena = Arena::new(scratch, 4 * floats, 5 + 2 * groups);
+    let floats = KEYS * (depth + width + 2 * R + 2) + groups * R * (depth + width);
+    let mut arena = Arena::new(scratch, 4 * floats, 6 + 2 * groups);
     let key_copy: &mut [f32] = arena.take(KEYS * depth);
     let value_copy: &mut [f32] = arena.take(KEYS * width);
-    let mut buffers = Buffers::<R> { scores: arena.take(KEYS * R), weights: arena.take(KEYS), bias: arena.take(KEYS) };
+    let mut buffers = Buffers::<R> {
+        scores: arena.take(KEYS * R),
+        weights: arena.take(KEYS),
+        bias: arena.take(KEYS),
+        keys: arena.take(KEYS),
+    };
+    for (key, x) in buffers.keys.iter_mut().enumerate() {
+        *x = key as f32;
+    }
     let mut row_groups = Vec::with_capacity(groups);
     for first_row in (0..job.rows).step_by(R) {
         let q = arena.take(depth / S::F32_LANES);
@@ -84,8 +94,11 @@ fn run<S: Simd, const R: usize>(simd: S, task: Vectors) {
     let end = job.keys.end;
     for first_key in (job.keys.start..end).step_by(KEYS) {
         let count = KEYS.min(end - first_key);
-        let keys = rows_of::<S>(&job, &job.args.k, shape.head_dim, first_key, count, key_copy);
-        let values = rows_of::<S>(&job, &job.args.v, shape.head_dim_v, first_key, count, value_copy);
+        if job.masks_all(0..job.rows, first_key..first_key + count) {
+            continue;
+        }
+        let keys = whole_rows::<S>(job.rows_of(&job.args.k, shape.head_dim, first_key), count, key_copy);
+        let values = whole_rows::<S>(job.rows_of(&job.args.v, shape.head_dim_v, first_key), count, value_copy);
         let protected = first_key < open.start || first_key + count > open.end;
         let non_finite = protected && (0..count).any(|key| any_non_finite(values.row(key)));
         for group in &mut row_groups {
@@ -161,25 +174,19 @@ impl WholeRows<'_> {
     }
 }
 
-/// Rows of k or v of a block; `copy` takes them where they cannot be read in place.
+/// The first `count` rows; `copy` takes them where they cannot be read in place.
 #[inline(always)]
-fn rows_of<'a, S: Simd>(
-    job: &Job,
-    operand: &Operand<'a>,
-    width: usize,
-    first_key: usize,
-    count: usize,
-    copy: &'a mut [f32],
-) -> WholeRows<'a> {
-    let stride = operand.strides[2];
-    let offset = job.kv_offset(operand.strides) + first_key * stride;
+fn whole_rows<'a, S: Simd>(rows: Rows<'a>, count: usize, copy: &'a mut [f32]) -> WholeRows<'a> {
+    let width = rows.width;
     let padded = width.next_multiple_of(S::F32_LANES);
-    match operand.data {
-        Elements::F32(data) if padded == width => WholeRows { data: &data[offset..], stride, width },
-        data => {
+    match (rows.data, &rows.place) {
+        (Elements::F32(data), &Place::Strided { offset, stride }) if padded == width => {
+            WholeRows { data: &data[offset..], stride, width }
+        }
+        (data, _) => {
             for (key, row) in copy.chunks_exact_mut(padded).take(count).enumerate() {
                 let (row, padding) = row.split_at_mut(width);
-                data.read(offset + key * stride, row);
+                data.read(rows.offset(key), row);
                 padding.fill(0.0);
             }
             WholeRows { data: copy, stride: padded, width: padded }
@@ -204,7 +211,7 @@ fn score<S: Simd, const R: usize>(simd: S, group: &RowGroup<S, R>, keys: &WholeR
     }
 }
 
-/// Caps, adds the bias, masks, and pads each row of scores by negative infinity to whole vectors.
+/// Caps, subtracts slopes, adds the bias, masks, and pads each row of scores by negative infinity to whole vectors.
 #[inline(always)]
 fn mask_scores<S: Simd, const R: usize>(
     simd: S,
@@ -223,6 +230,9 @@ fn mask_scores<S: Simd, const R: usize>(
                 *score = tanh::soft_cap(simd, *score, cap);
             }
         }
+        if row < group.rows {
+            subtract_slope(simd, job, group.first_row + row, first_key, buffers.keys, &mut scores[..]);
+        }
         if dense && row < group.rows {
             job.read_bias(group.first_row + row, first_key, &mut buffers.bias[..count]);
             let (bias, _) = S::as_simd_f32s(buffers.bias);
@@ -240,6 +250,21 @@ fn mask_scores<S: Simd, const R: usize>(
             scores[clamp(visible.end)..count].fill(fill);
         }
         scores[count..].fill(f32::NEG_INFINITY);
+    }
+}
+
+/// Subtracts the slope of a row times the distance of the `keys` from `first_key` on.
+#[inline(always)]
+fn subtract_slope<S: Simd>(simd: S, job: &Job, row: usize, first_key: usize, keys: &[f32], scores: &mut [f32]) {
+    let (head, query) = job.head_and_query(row);
+    let Some((slope, position)) = job.slope(head, query) else { return };
+    let (keys, _) = S::as_simd_f32s(keys);
+    let (scores, _) = S::as_mut_simd_f32s(scores);
+    let slope = simd.splat_f32s(-slope);
+    // From the first key on, so that distances nearby are exact however far the keys go.
+    let position = simd.splat_f32s((position - first_key as i64) as f32);
+    for (score, &key) in scores.iter_mut().zip(keys) {
+        *score = simd.mul_add_e_f32s(slope, simd.abs_f32s(simd.sub_f32s(key, position)), *score);
     }
 }
 
@@ -347,19 +372,18 @@ fn accumulate_visible<S: Simd, const R: usize>(
     }
 }
 
-/// Hands the rows of a finished group to the sink.
+/// Hands the rows of a finished group to their destination.
 #[inline(always)]
 fn finish<S: Simd, const R: usize>(job: &mut Job, group: RowGroup<S, R>, row_f32: &mut [f32]) {
     let out: &[f32] = bytemuck::cast_slice(group.out);
-    let width = job.args.shape.head_dim_v;
-    let row_f32 = &mut row_f32[..width];
+    let row_f32 = &mut row_f32[..job.args.shape.head_dim_v];
     for row in 0..group.rows {
-        let factor = job.sink.factor(group.sum[row]);
+        let factor = job.finish(group.first_row + row, group.max[row], group.sum[row]);
         for (vector, chunk) in row_f32.chunks_mut(S::F32_LANES).enumerate() {
             for (to, x) in chunk.iter_mut().zip(&out[(vector * R + row) * S::F32_LANES..]) {
                 *to = x * factor;
             }
         }
-        job.sink.row(group.first_row + row, group.max[row], group.sum[row], width).write(0, row_f32);
+        job.output(group.first_row + row).write(0, row_f32);
     }
 }

@@ -1,10 +1,11 @@
 //! What a row may not see: lengths, windows, masks that cover only some keys.
 
-use super::problem::{Problem, Random, archs, shape};
-use super::with_random_masks;
-use crate::cpu::kernels::args::{AttentionArgs, BandAnchor, Dense, Elements, Operand};
-use crate::cpu::kernels::attention::job::span;
-use crate::mask::Fill;
+use super::problem::{Problem, archs, at, shape};
+use super::random::{Random, random_options};
+use crate::cpu::kernels::args::{Dense, Elements};
+use crate::cpu::kernels::attention::cut::span;
+use crate::cpu::kernels::sequence::sequences;
+use crate::mask::{Bound, Fill};
 use pulp::Arch;
 
 const FILLS: [Fill; 2] = [Fill::Exclude, Fill::Assign(0.5)];
@@ -52,9 +53,9 @@ fn an_assigned_row_is_uniform_over_the_keys_that_exist() {
         problem.v.fill(0.0);
         problem.v[7] = 1.0;
         problem.lengths = Some(vec![8, 0]);
-        problem.upper = Some(-500);
+        problem.bounds.upper = at(-500);
         problem.fill = Fill::Assign(-1e9);
-        let out = problem.run(Arch::new(), false);
+        let out = problem.run(Arch::new()).out;
         assert!(out[..seq_q].iter().all(|&x| (x - 0.125).abs() < 1e-6), "{out:?}");
         assert!(out[seq_q..].iter().all(|&x| x == 0.0), "{out:?}");
     }
@@ -66,7 +67,7 @@ fn nan_below_the_band() {
         // Without an upper bound nothing but the left edge cuts the first blocks.
         for (arch, upper) in archs().into_iter().flat_map(|arch| [None, Some(260)].map(|upper| (arch, upper))) {
             let mut problem = Problem::new(&mut Random(24), shape([1, 1, 1], [seq_q, 400], [8, 24]));
-            (problem.lower, problem.upper) = (Some(170), upper);
+            (problem.bounds.lower, problem.bounds.upper) = (at(170), upper.and_then(at));
             for row in [0, 169, 170 + seq_q - 2] {
                 problem.v[row * 24 + 3] = bad;
             }
@@ -92,23 +93,23 @@ fn a_capped_score_is_still_excluded() {
             problem.bias.as_mut().unwrap().data[5] = f32::NEG_INFINITY;
             problem.check(arch);
             problem.bias.as_mut().unwrap().data[5] = 0.0;
-            assert!(problem.run(arch, false).iter().all(|x| x.is_nan()));
+            assert!(problem.run(arch).out.iter().all(|x| x.is_nan()));
         }
     }
 }
 
 #[test]
-fn split_keys_respect_every_mask() {
+fn split_keys_respect_every_option() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(16).build().unwrap();
     let mut random = Random(26);
-    for round in 0..60 {
+    for round in 0..80 {
         let heads = random.pick(&[[1, 1, 1], [2, 4, 1], [2, 2, 2]]);
         let seq = [random.pick(&[1, 2, 17, 60]), random.pick(&[1100, 2500])];
-        let problem = Problem::new(&mut random, shape(heads, seq, [8, 16]));
-        let mut problem = with_random_masks(problem, &mut random);
+        let mut problem = random_options(&mut random, shape(heads, seq, [8, 16]));
         if round % 2 == 0 {
-            problem.lower = problem.lower.map(|lower| lower * 10);
-            problem.upper = problem.upper.map(|upper| upper.abs() * 60);
+            let wider = |bound: Bound, by: i64| Bound { at: bound.at.abs() * by, ..bound };
+            problem.bounds.lower = problem.bounds.lower.map(|lower| wider(lower, -10));
+            problem.bounds.upper = problem.bounds.upper.map(|upper| wider(upper, 60));
         }
         for arch in archs() {
             pool.install(|| problem.check(arch));
@@ -116,27 +117,49 @@ fn split_keys_respect_every_mask() {
     }
 }
 
+#[test]
+fn blocks_that_a_mask_hides_are_not_read() {
+    for (seq_q, kept, arch) in [1, 20, 100]
+        .into_iter()
+        .flat_map(|q| [0b1000, 0b1100, 0b1111].map(|k| (q, k)))
+        .flat_map(|(q, k)| archs().into_iter().map(move |arch| (q, k, arch)))
+    {
+        let mut problem = Problem::new(&mut Random(28), shape([1, 2, 1], [seq_q, 500], [8, 24]));
+        problem.add_bool_mask(&mut Random(29), kept, 500);
+        for (index, keep) in problem.bool_mask.as_mut().unwrap().data.iter_mut().enumerate() {
+            *keep = if index % 500 < 256 { *keep } else { 0 };
+        }
+        // Reading one more row would panic.
+        problem.k.truncate(256 * 8);
+        problem.v.truncate(256 * 24);
+        problem.check(arch);
+    }
+}
+
 /// The keys that the rows of one batch element visit.
 fn visited(problem: &Problem, batch: usize, rows: std::ops::Range<usize>) -> std::ops::Range<usize> {
-    let none = Elements::F32(&[]);
-    let empty = Operand { data: none, strides: [0; 3] };
-    let masking = problem.masking(none);
-    span(&AttentionArgs { shape: problem.shape, scale: 1.0, q: empty, k: empty, v: empty, masking }, batch, rows)
+    let shape = problem.shape;
+    let masking = problem.masking(Elements::F32(&[]));
+    span(problem.fill, &sequences(&masking, shape.batch, [shape.seq_q, shape.seq_kv])[batch], rows)
 }
 
 #[test]
 fn only_keys_of_the_band_are_visited() {
     let mut problem = Problem::new(&mut Random(27), shape([2, 2, 1], [10, 500], [1, 1]));
-    problem.lower = Some(300);
-    problem.upper = Some(400);
+    problem.bounds.lower = at(300);
+    problem.bounds.upper = at(400);
     assert_eq!(visited(&problem, 0, 3..5), 303..405);
     // Across heads: the last query of one and the first of the next.
     assert_eq!(visited(&problem, 0, 9..11), 300..410);
     problem.lengths = Some(vec![350, 0]);
     assert_eq!(visited(&problem, 0, 3..5), 303..350);
     assert_eq!(visited(&problem, 1, 3..5), 0..0);
-    problem.anchor = BandAnchor::Length;
+    // 350 keys and 10 queries.
+    problem.bounds.lower = Some(Bound { at: -190, follows: true });
+    problem.bounds.upper = Some(Bound { at: -90, follows: true });
     assert_eq!(visited(&problem, 0, 3..5), 153..255);
+    problem.q_lengths = Some(vec![8, 8]);
+    assert_eq!(visited(&problem, 0, 7..9), 152..260);
     problem.fill = Fill::Assign(0.0);
     assert_eq!(visited(&problem, 0, 3..5), 0..350);
 }
