@@ -1,8 +1,10 @@
-// attention_fused: o = softmax(mask(softcap(q · kᵀ × scale) + bias)) · v in one pass over the keys; scores are never stored.
+// attention_fused: o = softmax(mask(softcap(q · kᵀ × scale) − slope · distance + bias)) · v in one pass over the keys; scores are
+// never stored.
 //
 //   q  [batch, heads, seq_q, HEAD_DIM]       k  [batch, kv_heads, seq_kv, HEAD_DIM]
 //   v  [batch, kv_heads, seq_kv, VALUE_DIM]  o  [batch, heads, seq_q, VALUE_DIM]
-//   mask, bias  broadcast to [batch, heads, seq_q, seq_kv]; lengths  [batch], how many keys there are;
+//   mask, bias  broadcast to [batch, heads, seq_q, seq_kv]; slopes  of ALiBi (slopes_dense);
+//   which queries and keys there are, and which belong together: queries_*, keys_*, parts_*;
 //   query head h reads key head h / (heads / kv_heads)
 //
 // A workgroup of 8 × 8 lanes owns QUERIES query rows of one head and walks the keys in tiles of KEYS. A lane owns 4 rows × 4
@@ -55,6 +57,10 @@ struct Params {
     bias_head: u32,
     bias_query: u32,
     bias_key: u32,
+    position: i32,
+    slope_sequence: u32,
+    sequences: u32,
+    parts: u32, // of the rows of one batch element
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -70,9 +76,11 @@ var<workgroup> wg_rows: array<vec4<f32>, EDGE * EDGE>; // [row / 4][lane of the 
 var<workgroup> wg_poisoned: atomic<u32>; // the value tile holds a NaN or infinity
 
 struct Tile {
+    s: Sequence,
     batch: u32,
     head: u32,
-    first_row: u32,
+    first_row: u32, // of the sequence
+    rows: u32, // of the output that it writes, those without a query as zeros
     length: u32, // keys that exist
     q_start: u32,
     k_start: u32,
@@ -80,7 +88,7 @@ struct Tile {
 }
 
 fn q_element(tile: Tile, row: u32, d: u32) -> f32 {
-    if tile.first_row + row >= params.seq_q || d >= HEAD_DIM {
+    if tile.first_row + row >= tile.s.q_count || d >= HEAD_DIM {
         return 0.0;
     }
     return f32(q[tile.q_start + row * HEAD_DIM + d]);
@@ -138,12 +146,12 @@ fn outer(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
 }
 
 fn masked(tile: Tile, row: u32, key: u32, product: f32) -> f32 {
-    if key >= tile.length {
+    let i = tile.first_row + row;
+    if key >= tile.length || i >= tile.s.q_count {
         return params.excluded;
     }
-    let i = min(tile.first_row + row, params.seq_q - 1u);
-    let score = biased(capped(product * params.scale), tile.batch, tile.head, i, key);
-    return select(params.fill, score, allowed(tile.batch, tile.head, i, key));
+    let score = biased(sloped(capped(product * params.scale), tile.s, tile.head, i, key), tile.s, tile.head, i, key);
+    return select(params.fill, score, allowed(tile.s, tile.head, i, key));
 }
 
 fn masked_row(tile: Tile, row: u32, key: u32, products: vec4<f32>) -> vec4<f32> {
@@ -177,10 +185,11 @@ fn poison(tile: Tile, first_key: u32, first_d: u32, row: u32) -> vec4<f32> {
 }
 
 fn store(tile: Tile, row: u32, d: u32, values: vec4<f32>) {
-    if tile.first_row + row >= params.seq_q {
+    if row >= tile.rows {
         return;
     }
-    let at = ((tile.batch * params.heads + tile.head) * params.seq_q + tile.first_row + row) * VALUE_DIM + d;
+    let o_row = tile.s.q_begin + tile.first_row + row;
+    let at = ((tile.batch * params.heads + tile.head) * params.seq_q + o_row) * VALUE_DIM + d;
     for (var i = 0u; i < 4u; i++) {
         if d + i < VALUE_DIM {
             o[at + i] = Elem(values[i]);
@@ -194,26 +203,32 @@ fn main(
     @builtin(num_workgroups) workgroups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let tiles = (params.seq_q + QUERIES - 1u) / QUERIES;
     let at = workgroup.x + workgroup.y * workgroups.x;
-    let head = at / tiles % params.heads;
-    let batch = at / tiles / params.heads;
+    let head = at / params.parts % params.heads;
+    let batch = at / params.parts / params.heads;
     if batch >= params.batch {
         return;
     }
-    let first_row = at % tiles * QUERIES;
-    let kv_head = batch * params.kv_heads + head / (params.heads / params.kv_heads);
-    let q_row = (batch * params.heads + head) * params.seq_q + first_row;
-    let length = key_length(batch);
+    let mine = part(batch, at % params.parts, QUERIES);
+    if mine.rows == 0u {
+        return;
+    }
+    let s = mine.s;
+    let first_row = mine.first;
+    // Without a query there is nothing to look at.
+    let length = select(s.k_count, 0u, first_row >= s.q_count);
+    let q_row = (batch * params.heads + head) * params.seq_q + s.q_begin + first_row;
+    let kv_head = key_batch(s.index) * params.kv_heads + head / (params.heads / params.kv_heads);
+    let k_row = kv_head * params.seq_kv + s.k_begin;
     let tile = Tile(
-        batch, head, first_row, length, q_row * HEAD_DIM, kv_head * params.seq_kv * HEAD_DIM, kv_head * params.seq_kv * VALUE_DIM);
+        s, batch, head, first_row, mine.rows, length, q_row * HEAD_DIM, k_row * HEAD_DIM, k_row * VALUE_DIM);
     let x = lane % EDGE; // which four keys, or value dimensions
     let y = lane / EDGE; // which four rows
     let row = 4u * y;
 
     // Keys that some row of the tile may look at.
-    let shift = band_shift(batch);
-    let last_row = i32(min(first_row + QUERIES, params.seq_q)) - 1;
+    let shift = band_shift(s);
+    let last_row = i32(min(first_row + QUERIES, s.q_count)) - 1;
     let begin = u32(clamp(i32(first_row) + params.visit_lower + shift, 0, i32(length))) / KEYS * KEYS;
     let end = u32(clamp(last_row + params.visit_upper + shift + 1, 0, i32(length)));
 

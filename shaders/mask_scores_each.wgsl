@@ -1,8 +1,9 @@
-// mask_scores_each: y = softcap(x) + bias where query i may look at key j, the fill elsewhere, −inf where there is no key.
+// mask_scores_each: y = softcap(x) − slope · distance + bias where query i may look at key j, the fill elsewhere, −inf where there
+// is no query or no key.
 //
 //   x, y  [batch, heads, seq_q, seq_kv]
 //   mask  boolean, broadcast to x (allow_dense); bias  additive, broadcast to x (bias_dense)
-//   lengths  [batch], how many keys there are (lengths_dense)
+//   slopes  of ALiBi (slopes_dense); which queries and keys there are, and which belong together: queries_*, keys_*
 //
 // A lane owns one element.
 
@@ -30,6 +31,9 @@ struct Params {
     bias_head: u32,
     bias_query: u32,
     bias_key: u32,
+    position: i32,
+    slope_sequence: u32,
+    sequences: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -46,11 +50,16 @@ fn main(
     if at >= params.count {
         return;
     }
-    let j = at % params.seq_kv;
-    let i = at / params.seq_kv % params.seq_q;
+    let row = at / params.seq_kv % params.seq_q;
     let head = at / (params.seq_kv * params.seq_q) % params.heads;
     let batch = at / (params.seq_kv * params.seq_q * params.heads);
-    let score = biased(capped(f32(x[at])), batch, head, i, j);
-    let masked = select(params.fill, score, allowed(batch, head, i, j));
-    y[at] = Elem(select(masked, params.excluded, j >= key_length(batch)));
+    let s = sequence_at(batch, row);
+    let i = row - s.q_begin;
+    let j = at % params.seq_kv - s.k_begin; // a key before the first wraps around
+    if i >= s.q_count || j >= s.k_count {
+        y[at] = Elem(params.excluded);
+        return;
+    }
+    let score = biased(sloped(capped(f32(x[at])), s, head, i, j), s, head, i, j);
+    y[at] = Elem(select(params.fill, score, allowed(s, head, i, j)));
 }

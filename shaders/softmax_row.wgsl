@@ -1,9 +1,9 @@
 // softmax_row: y = softmax(scale · x) along the last axis; a row of −inf only gives zeros.
 //
-//   x, y  [rows, length], length from 1 up to the limit of u32 indices
+//   x, y   [rows, length], length from 1 up to the limit of u32 indices
+//   sinks  [heads], one more score for the rows of a head, [.., heads, seq_q, length], that is not scaled (sinks_dense)
 //
-// A workgroup owns one row; its lanes walk the row together, LANES elements at a time. The first walk keeps a running
-// maximum and sum in each lane (Milakov and Gimelshein, arXiv:1805.02867), one reduction joins them, the second walk writes.
+// A workgroup owns one row; its lanes walk the row together, LANES elements at a time: once for maximum and sum, once to write.
 
 const LANES: u32 = 256u; // host
 alias Elem = f32; // host
@@ -14,15 +14,17 @@ struct Params {
     rows: u32,
     length: u32,
     scale: f32,
+    heads: u32,
+    seq_q: u32,
+    excluded: f32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<Elem>;
 @group(0) @binding(2) var<storage, read_write> y: array<Elem>;
 
-// exp(score − maximum), and zero for −inf whatever the maximum is.
-fn weight(score: f32, maximum: f32) -> f32 {
-    return select(exp(score - maximum), 0.0, is_excluded(score));
+fn score(at: u32) -> f32 {
+    return params.scale * f32(x[at]);
 }
 
 @compute @workgroup_size(LANES)
@@ -36,21 +38,11 @@ fn main(
         return;
     }
     let start = row * params.length;
-
-    var lane_maximum = LOWEST;
-    var lane_sum = 0.0;
-    for (var i = lane; i < params.length; i += LANES) {
-        let score = params.scale * f32(x[start + i]);
-        let maximum = max(lane_maximum, score);
-        lane_sum = lane_sum * exp(lane_maximum - maximum) + weight(score, maximum);
-        lane_maximum = maximum;
-    }
-    let maximum = reduce_max(lane, lane_maximum);
-    let sum = reduce_sum(lane, lane_sum * exp(lane_maximum - maximum));
+    let total = row_sum(lane, start, params.length, row / params.seq_q % params.heads);
 
     // A sum of zero means that every entry was −inf. A NaN sum is kept.
-    let inverse = select(1.0 / sum, 0.0, sum == 0.0);
+    let inverse = select(1.0 / total.sum, 0.0, total.sum == 0.0);
     for (var i = lane; i < params.length; i += LANES) {
-        y[start + i] = Elem(weight(params.scale * f32(x[start + i]), maximum) * inverse);
+        y[start + i] = Elem(weight(score(start + i), total.maximum) * inverse);
     }
 }

@@ -3,8 +3,8 @@
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::mask::{Causal, Fill, Masking, Window};
-use crate::ops::{AttentionFused, MAX_HEAD_DIM, MatMul, ScoreMasks, Sizes, Zeros};
-use crate::tensor::Dtype;
+use crate::ops::{AttentionFused, LogSumExpRows, MAX_HEAD_DIM, MatMul, ScoreMasks, Sizes, Zeros, check_sinks};
+use crate::tensor::{Dtype, TensorDesc};
 
 /// How attention is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -20,7 +20,11 @@ pub enum Strategy {
 
 /// Options of [`Graph::attention`].
 ///
-/// Order: `scores = q · kᵀ × scale`, softcap, plus `bias`, masked, softmax over the keys, times `v`.
+/// Order: `scores = q · kᵀ × scale`, softcap, minus `slopes` times distance, plus `bias`, masked, softmax over the keys and the
+/// sink, times `v`.
+///
+/// A sequence is a batch element, or one of several that are packed into one batch element (`q_starts`, `kv_starts`). Queries and
+/// keys that do not exist are no matter of the fill: such a key is never looked at, and the output of such a query is zero.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Attention {
     /// Multiplies q · kᵀ; `1 / √head_dim` by default.
@@ -40,13 +44,28 @@ pub struct Attention {
     /// How many keys there are, u32 `[batch]`, at most `seq_kv`: the rest is never looked at. It is data, so a growing cache
     /// needs no new plan. Bottom-right causality and windows count from it.
     pub kv_lengths: Option<Tensor>,
+    /// How many queries there are, u32 `[batch]`, at most `seq_q`. Bottom-right causality and windows count from it.
+    pub q_lengths: Option<Tensor>,
+    /// Where packed sequences start among the queries and where the last one ends, u32 `[sequences + 1]`, for a `q` of batch 1:
+    /// sequence s has the rows from start s up to start s + 1, and sees the keys of sequence s only. Rows of no sequence do not
+    /// exist. Masks and bias broadcast to `[1, heads, seq_q, seq_kv]`, all sequences together.
+    pub q_starts: Option<Tensor>,
+    /// The same among the keys, for `k` and `v` of batch 1. Without it, packed sequence s has batch element s of `k` and `v`, as in
+    /// a cache that is served to prompts of different lengths; the fused kernels only.
+    pub kv_starts: Option<Tensor>,
+    /// ALiBi slopes, f32 `[heads]` or `[sequences, heads]`: `slope × |j − i − position|` is subtracted from the score of query i and
+    /// key j, where position is that of query 0 among the keys: 0, a past, or by how many the keys outnumber the queries, as
+    /// [`Causal`] and [`Window`] say; the last where neither says.
+    pub slopes: Option<Tensor>,
+    /// One more score for every row of a head, f32 `[heads]`, which has no value: `exp(sink)` is added to the softmax's denominator.
+    pub sinks: Option<Tensor>,
     /// What a masked score becomes.
     pub fill: Fill,
     /// How it is computed.
     pub strategy: Strategy,
 }
 
-/// Unfused attention with its intermediates.
+/// Attention with its intermediates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttentionSteps {
     /// Scaled scores, f32 `[batch, heads, seq_q, seq_kv]`.
@@ -57,8 +76,25 @@ pub struct AttentionSteps {
     pub scores: Tensor,
     /// Attention weights, f32 `[batch, heads, seq_q, seq_kv]`.
     pub weights: Tensor,
+    /// As [`Graph::attention_lse`] returns it.
+    pub lse: Tensor,
     /// What [`Graph::attention`] returns.
     pub output: Tensor,
+}
+
+/// What a strategy comes to.
+enum Path {
+    Fused,
+    Unfused,
+}
+
+/// The steps of [`Strategy::Unfused`].
+struct Unfused {
+    raw: Tensor,
+    capped: Tensor,
+    scores: Tensor,
+    weights: Tensor,
+    output: Tensor,
 }
 
 impl Graph {
@@ -71,10 +107,47 @@ impl Graph {
     /// # Errors
     /// Shapes that do not fit (both sides are named), masks that do not broadcast, options that mean nothing.
     pub fn attention(&mut self, q: Tensor, k: Tensor, v: Tensor, options: &Attention) -> Result<Tensor> {
+        match options.path(&self.sizes([q, k, v])?) {
+            Path::Fused => self.attention_fused([q, k, v], options),
+            Path::Unfused => Ok(self.unfused([q, k, v], options)?.output),
+        }
+    }
+
+    /// [`Graph::attention`], and the natural logarithm of each row's softmax denominator, sink included: f32
+    /// `[batch, heads, seq_q]` without the axes that `q` leaves out. −inf for a row that does not exist or sees nothing. Results
+    /// over parts of the keys combine by it.
+    ///
+    /// # Errors
+    /// As [`Graph::attention`].
+    pub fn attention_lse(&mut self, q: Tensor, k: Tensor, v: Tensor, options: &Attention) -> Result<(Tensor, Tensor)> {
+        let path = options.path(&self.sizes([q, k, v])?);
+        let unfused = self.unfused([q, k, v], options)?;
+        let lse = self.unfused_lse(q, unfused.scores, options)?;
+        match path {
+            Path::Fused => Ok((self.attention_fused([q, k, v], options)?, lse)),
+            Path::Unfused => Ok((unfused.output, lse)),
+        }
+    }
+
+    /// [`Graph::attention`], and scores and weights at every stage. Asking for them does not change how the output is computed.
+    ///
+    /// # Errors
+    /// As [`Graph::attention`], and as for [`Strategy::Unfused`].
+    pub fn attention_steps(&mut self, [q, k, v]: [Tensor; 3], options: &Attention) -> Result<AttentionSteps> {
+        let path = options.path(&self.sizes([q, k, v])?);
+        let Unfused { raw, capped, scores, weights, output } = self.unfused([q, k, v], options)?;
+        let lse = self.unfused_lse(q, scores, options)?;
+        let output = match path {
+            Path::Fused => self.attention_fused([q, k, v], options)?,
+            Path::Unfused => output,
+        };
+        Ok(AttentionSteps { raw, capped, scores, weights, lse, output })
+    }
+
+    fn attention_fused(&mut self, [q, k, v]: [Tensor; 3], options: &Attention) -> Result<Tensor> {
         let sizes = self.sizes([q, k, v])?;
-        let too_wide = sizes.head_dim.max(sizes.head_dim_v) > MAX_HEAD_DIM;
-        if options.strategy == Strategy::Unfused || (options.strategy == Strategy::Auto && too_wide) {
-            return Ok(self.attention_steps([q, k, v], options)?.output);
+        if options.sinks.is_some() {
+            return Err(Error::option("attention", "the fused kernel takes no sinks"));
         }
         let (rule, tensors) = options.masks().rule();
         let op = AttentionFused { scale: options.scale(&sizes)?, rule };
@@ -82,22 +155,14 @@ impl Graph {
         Ok(self.add(op, &inputs)?[0])
     }
 
-    /// Unfused attention that returns its scores and weights too. Shapes and errors as [`Graph::attention`].
-    ///
-    /// # Errors
-    /// As [`Graph::attention`].
-    pub fn attention_steps(&mut self, [q, k, v]: [Tensor; 3], options: &Attention) -> Result<AttentionSteps> {
+    fn unfused(&mut self, [q, k, v]: [Tensor; 3], options: &Attention) -> Result<Unfused> {
         let sizes = self.sizes([q, k, v])?;
         let alpha = options.scale(&sizes)?;
-        options.masking().validate("attention")?;
-        let dtype = self.desc(q)?.dtype;
-        let output_shape = {
-            let mut shape = self.desc(q)?.shape.clone();
-            *shape.last_mut().expect("rank 2 or more") = sizes.head_dim_v;
-            shape
-        };
+        self.check_unfused(&sizes, options)?;
+        let mut output_desc = self.desc(q)?.clone();
+        *output_desc.shape.last_mut().expect("rank 2 or more") = sizes.head_dim_v;
         // The query heads of one key head are more rows of one product.
-        let Sizes { batch, heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v } = sizes;
+        let Sizes { batch, heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v, .. } = sizes;
         let group = heads.checked_div(kv_heads).unwrap_or(0);
         let rows = self.reshape(q, &[batch, kv_heads, group * seq_q, head_dim])?;
         let keys = self.reshape(k, &[batch, kv_heads, seq_kv, head_dim])?;
@@ -113,12 +178,39 @@ impl Graph {
         let uncapped = ScoreMasks { softcap: None, ..masks };
         let masked = uncapped.rule().0.changes(seq_q, seq_kv);
         let scores = if masked { self.mask_scores(capped, &uncapped)? } else { capped };
-        let weights = self.softmax(scores, 1.0)?;
+        let weights = match options.sinks {
+            None => self.softmax(scores, 1.0)?,
+            Some(sinks) => self.softmax_with_sinks(scores, 1.0, sinks)?,
+        };
         let zeros = if masked { Zeros::Annihilate } else { Zeros::Multiply };
         let rows = self.reshape(weights, &[batch, kv_heads, group * seq_q, seq_kv])?;
-        let weighted = MatMul { zeros, output: Some(dtype), ..MatMul::default() };
+        let weighted = MatMul { zeros, output: Some(output_desc.dtype), ..MatMul::default() };
         let output = self.matmul(rows, values, None, weighted)?;
-        Ok(AttentionSteps { raw, capped, scores, weights, output: self.reshape(output, &output_shape)? })
+        Ok(Unfused { raw, capped, scores, weights, output: self.reshape(output, &output_desc.shape)? })
+    }
+
+    /// Refuses in attention's name what its ops would refuse in their own, and what they cannot compute.
+    fn check_unfused(&self, sizes: &Sizes, options: &Attention) -> Result<()> {
+        let (rule, tensors) = options.masks().rule();
+        if rule.reads_batched_keys() {
+            let message = "q_starts without kv_starts needs a fused kernel, Strategy::Unfused has one matrix of scores";
+            return Err(Error::option("attention", message));
+        }
+        let descs = tensors.map(|tensor| self.desc(tensor).cloned()).collect::<Result<Vec<_>>>()?;
+        let scores = [sizes.batch, sizes.heads, sizes.seq_q, sizes.seq_kv];
+        rule.check_fit("attention", scores, sizes.kv_batch, &descs)?;
+        match options.sinks {
+            Some(sinks) => check_sinks("attention", self.desc(sinks)?, &TensorDesc::new(Dtype::F32, scores)),
+            None => Ok(()),
+        }
+    }
+
+    /// The logarithm of the denominators, in the shape of `q` without `head_dim`.
+    fn unfused_lse(&mut self, q: Tensor, scores: Tensor, options: &Attention) -> Result<Tensor> {
+        let Attention { sinks, q_lengths, q_starts, .. } = *options;
+        let lse = self.log_sum_exp(scores, &LogSumExpRows { sinks, q_lengths, q_starts })?;
+        let shape = self.desc(q)?.shape.clone();
+        self.reshape(lse, &shape[..shape.len() - 1])
     }
 
     fn sizes(&self, [q, k, v]: [Tensor; 3]) -> Result<Sizes> {
@@ -140,6 +232,19 @@ impl Attention {
             mask: self.mask,
             bias: self.bias,
             kv_lengths: self.kv_lengths,
+            slopes: self.slopes,
+            q_lengths: self.q_lengths,
+            q_starts: self.q_starts,
+            kv_starts: self.kv_starts,
+        }
+    }
+
+    fn path(&self, sizes: &Sizes) -> Path {
+        let too_wide = sizes.head_dim.max(sizes.head_dim_v) > MAX_HEAD_DIM;
+        match self.strategy {
+            Strategy::Fused => Path::Fused,
+            Strategy::Auto if !too_wide && self.sinks.is_none() => Path::Fused,
+            Strategy::Auto | Strategy::Unfused => Path::Unfused,
         }
     }
 

@@ -1,4 +1,4 @@
 // Every key takes part for every query. Alternatives: allow_band, allow_dense.
-fn allowed(batch: u32, head: u32, i: u32, j: u32) -> bool {
+fn allowed(s: Sequence, head: u32, i: u32, j: u32) -> bool {
     return true;
 }

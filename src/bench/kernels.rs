@@ -13,7 +13,7 @@ use crate::error::Result;
 use crate::graph::Graph;
 use crate::mask::{Causal, Masking};
 use crate::op::Technique;
-use crate::ops::{Concat, MaskScores, MatMul, MergeHeads, ScoreRule, Softmax, SplitHeads};
+use crate::ops::{Concat, LogSumExp, MaskScores, MatMul, MergeHeads, ScoreRule, Softmax, SplitHeads};
 use crate::plan::PlanOptions;
 use crate::tensor::{Dtype, TensorDesc};
 
@@ -79,7 +79,13 @@ fn cases() -> Vec<Case> {
         matmul([1, 4096, 4096]),
         Case::new(
             "softmax rows=4096,length=4096",
-            Softmax { scale: 1.0 },
+            Softmax { scale: 1.0, has_sinks: false },
+            vec![input(&[4096, 4096])],
+            softmax_tolerance(4096),
+        ),
+        Case::new(
+            "log_sum_exp rows=4096,length=4096",
+            LogSumExp::default(),
             vec![input(&[4096, 4096])],
             softmax_tolerance(4096),
         ),

@@ -18,8 +18,9 @@ use crate::cpu::kernels::attention::attention;
 use crate::error::{Error, Result};
 use crate::mask::{Causal, Fill};
 use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
-use crate::ops::mask_cases::{MaskCase, mask_cases};
-use crate::ops::masks::{Checked, Definition, ScoreRule, to_rank_4};
+use crate::ops::definition::Definition;
+use crate::ops::mask_cases::{MaskCase, mask_cases, serving_cases};
+use crate::ops::masks::{Checked, ScoreRule, to_rank_4};
 use crate::ops::{EPSILON_F16, EPSILON_F32};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
@@ -49,6 +50,8 @@ pub struct AttentionFused {
 pub(crate) struct Sizes {
     pub batch: usize,
     pub heads: usize,
+    /// Sequences of keys.
+    pub kv_batch: usize,
     pub kv_heads: usize,
     pub seq_q: usize,
     pub seq_kv: usize,
@@ -63,6 +66,7 @@ params! {
         band_lower: i32, band_upper: i32, visit_lower: i32, visit_upper: i32,
         mask_batch: u32, mask_head: u32, mask_query: u32, mask_key: u32,
         bias_batch: u32, bias_head: u32, bias_query: u32, bias_key: u32,
+        position: i32, slope_sequence: u32, sequences: u32, parts: u32,
     }
 }
 
@@ -104,7 +108,8 @@ impl Op for AttentionFused {
         let mut shape = inputs[0].shape().to_vec();
         *shape.last_mut().expect("rank 2 or more") = axis(2, 1);
         let result = rows.compute(&shape, |row, out| {
-            let (b, head) = (row / seq_q / heads, row / seq_q % heads);
+            let Some(b) = rule.key_batch(row) else { return out.fill(0.0) };
+            let head = row / seq_q % heads;
             let first_key = (b * kv_heads + head * kv_heads / heads) * seq_kv;
             let query = &q[row * head_dim..(row + 1) * head_dim];
             let score = |j: usize| {
@@ -126,8 +131,8 @@ impl Op for AttentionFused {
         vec![result]
     }
 
-    /// Two products over the scores that are visited. Softmax is not counted, as in every published formula; lengths are data
-    /// and count as if all keys existed.
+    /// Two products over the scores that are visited. Softmax is not counted, as in every published formula; lengths
+    /// and starts are data, and count as one sequence of all rows and keys.
     fn cost(&self, inputs: &[TensorDesc]) -> Cost {
         let (Ok(outputs), Ok(sizes)) = (self.outputs(inputs), Sizes::new(&inputs[0], &inputs[1], &inputs[2])) else {
             return Cost::default();
@@ -142,8 +147,9 @@ impl Op for AttentionFused {
         &[]
     }
 
-    fn check(&self, _: &[TensorDesc], _: &[Option<&HostTensor>]) -> Result<()> {
-        Ok(())
+    fn check(&self, inputs: &[TensorDesc], data: &[Option<&HostTensor>]) -> Result<()> {
+        let sizes = Sizes::new(&inputs[0], &inputs[1], &inputs[2])?;
+        self.rule.check("attention", [sizes.seq_q, sizes.seq_kv], &data[3..])
     }
 
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {
@@ -169,10 +175,8 @@ impl Sizes {
         let [batch, heads, seq_q, head_dim] = to_rank_4(&q.shape);
         let [k_batch, kv_heads, seq_kv, k_dim] = to_rank_4(&k.shape);
         let [v_batch, v_heads, v_seq, head_dim_v] = to_rank_4(&v.shape);
-        for (what, key, query) in [("head_dim", k_dim, head_dim), ("batch", k_batch, batch)] {
-            if key != query {
-                return fail(format!("key has {what} {key}, query has {query}"));
-            }
+        if k_dim != head_dim {
+            return fail(format!("key has head_dim {k_dim}, query has {head_dim}"));
         }
         for (what, value, key) in
             [("batch", v_batch, k_batch), ("kv_heads", v_heads, kv_heads), ("seq_kv", v_seq, seq_kv)]
@@ -184,20 +188,23 @@ impl Sizes {
         if heads != 0 && (kv_heads == 0 || heads % kv_heads != 0) {
             return fail(format!("query has {heads} heads, which {kv_heads} key heads do not divide"));
         }
-        Ok(Self { batch, heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v })
+        Ok(Self { batch, heads, kv_batch: k_batch, kv_heads, seq_q, seq_kv, head_dim, head_dim_v })
     }
 }
 
 impl AttentionFused {
     fn checked(&self, sizes: &Sizes, inputs: &[TensorDesc]) -> Result<Checked> {
         let scores = [sizes.batch, sizes.heads, sizes.seq_q, sizes.seq_kv];
-        Checked::new("attention", self.rule, scores, &inputs[3..])
+        let checked = Checked::new("attention", self.rule, scores, &inputs[3..])?;
+        checked.check_key_batch("attention", sizes.kv_batch)?;
+        Ok(checked)
     }
 
     fn native(&self, inputs: &[TensorDesc]) -> Vec<Technique> {
         let Ok(sizes) = Sizes::new(&inputs[0], &inputs[1], &inputs[2]) else { return Vec::new() };
         let Ok(checked) = self.checked(&sizes, inputs) else { return Vec::new() };
-        let Sizes { batch, heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v } = sizes;
+        let Sizes { heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v, .. } = sizes;
+        let batch = checked.sequences();
         let shape = native::AttentionShape { batch, heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v };
         let scale = self.scale;
         let run = move |inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]| {
@@ -224,7 +231,9 @@ impl AttentionFused {
         let sizes = Sizes::new(&inputs[0], &inputs[1], &inputs[2]).ok()?;
         let checked = self.checked(&sizes, inputs).ok()?;
         let mut bindings = Bindings::in_order(3, 1);
-        let (libraries, mut constants) = checked.link(&mut bindings);
+        let (mut libraries, mut constants) = checked.link(&mut bindings);
+        let (partition, parts) = checked.parts(QUERIES);
+        libraries.push(partition);
         constants.extend([
             ("HEAD_DIM", Constant::U32(index(sizes.head_dim))),
             // WGSL has no arrays of length zero; without value dimensions nothing is dispatched.
@@ -236,14 +245,16 @@ impl AttentionFused {
         if shader.needs_f16() && !capabilities.f16 {
             return None;
         }
-        let tiles = sizes.batch * sizes.heads * sizes.seq_q.div_ceil(QUERIES);
-        let workgroups = if sizes.head_dim_v == 0 { [0; 3] } else { fold(tiles, capabilities) };
+        let workgroups = match self.outputs(inputs).is_ok_and(|outputs| outputs[0].is_empty()) {
+            true => [0; 3],
+            false => fold(sizes.batch * sizes.heads * parts, capabilities),
+        };
         Some(Launch { shader, params: self.params(&sizes, &checked).into(), workgroups, bindings })
     }
 
     fn params(&self, sizes: &Sizes, checked: &Checked) -> AttentionParams {
         let rule = checked.params();
-        let visit = checked.visit();
+        let visit = checked.own_visit();
         let [mask_batch, mask_head, mask_query, mask_key] = rule.mask;
         let [bias_batch, bias_head, bias_query, bias_key] = rule.bias;
         AttentionParams {
@@ -271,6 +282,10 @@ impl AttentionFused {
             bias_head,
             bias_query,
             bias_key,
+            position: rule.position,
+            slope_sequence: rule.slope_sequence,
+            sequences: rule.sequences,
+            parts: index(checked.parts(QUERIES).1),
         }
     }
 }
@@ -298,9 +313,21 @@ pub(super) fn cases() -> Vec<Case> {
         for sizes in [[1, 2, 2, 0, 5, 8, 8], [2, 2, 2, 3, 0, 8, 8], [1, 1, 1, 3, 4, 0, 8], [1, 1, 1, 3, 4, 8, 0]] {
             cases.push(plain(sizes, 1.0));
         }
-        for sizes in [[2, 4, 2, 35, 70, 20, 24], [1, 2, 1, 70, 35, 16, 16], [1, 2, 2, 5, 41, 8, 8]] {
+        // Each mask and each pair of head dimensions is a pipeline to compile: masks do not depend on the storage.
+        let masked: &[[usize; 7]] = match dtype {
+            Dtype::F32 => &[[2, 4, 2, 35, 70, 20, 24], [1, 2, 1, 70, 35, 16, 16], [1, 2, 2, 5, 41, 16, 16]],
+            _ => &[[1, 2, 1, 70, 35, 16, 16]],
+        };
+        for &sizes in masked {
             let scores = [sizes[0], sizes[1], sizes[3], sizes[4]];
             cases.extend(mask_cases(scores).into_iter().skip(1).map(|mask| case(dtype, sizes, mask, 1.0)));
+        }
+    }
+    for sizes in [[1, 4, 2, 70, 41, 12, 16], [1, 1, 1, 2, 5, 8, 8]] {
+        for mask in serving_cases([sizes[1], sizes[3], sizes[4]]) {
+            let mut case = case(Dtype::F32, sizes, mask, 1.0);
+            case.inputs[1..3].iter_mut().for_each(|kv| kv.desc.shape[0] = 3);
+            cases.push(case);
         }
     }
     let f32_case = |sizes, mask: MaskCase, deviation| case(Dtype::F32, sizes, mask, deviation);

@@ -1,4 +1,4 @@
-//! `mask_scores`: softcap, additive mask, causality, window, boolean mask and key lengths over stored scores.
+//! `mask_scores`: softcap, ALiBi, additive mask, causality, window, boolean mask, lengths and packed sequences over stored scores.
 //!
 //! Techniques: `mask_scores_each` (one lane per element), `mask_scores_native`.
 
@@ -13,8 +13,9 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::mask::Masking;
 use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
+use crate::ops::definition::Definition;
 use crate::ops::mask_cases::{MaskCase, mask_cases};
-use crate::ops::masks::{Checked, Definition, RuleParams, ScoreRule, to_rank_4};
+use crate::ops::masks::{Checked, RuleParams, ScoreRule, to_rank_4};
 use crate::ops::{EPSILON_F16, EPSILON_F32};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
@@ -24,7 +25,8 @@ const EACH: Source = wgsl!("mask_scores_each");
 /// Applies a [`ScoreRule`] to scaled scores `[batch, heads, seq_q, seq_kv]`.
 ///
 /// Scores may have rank 2 to 4; missing leading axes count as 1. Mask (bool) and bias (f32 or f16) broadcast to them and may
-/// end before the keys, of which the rest is then masked out. Lengths are u32 `[batch]`.
+/// end before the keys, of which the rest is then masked out. Lengths are u32 `[batch]`. Packed sequences share a batch of 1, and
+/// no query sees a key of another sequence.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct MaskScores {
     /// What happens to a score.
@@ -44,6 +46,14 @@ pub struct ScoreMasks {
     pub bias: Option<Tensor>,
     /// Keys at or past these, u32 `[batch]`, do not exist.
     pub kv_lengths: Option<Tensor>,
+    /// ALiBi, f32 `[heads]` or `[sequences, heads]`.
+    pub slopes: Option<Tensor>,
+    /// Queries at or past these, u32 `[batch]`, do not exist: their rows are −inf.
+    pub q_lengths: Option<Tensor>,
+    /// Where packed sequences start among the queries, and where the last ends, u32 `[sequences + 1]`.
+    pub q_starts: Option<Tensor>,
+    /// The same among the keys.
+    pub kv_starts: Option<Tensor>,
 }
 
 impl ScoreMasks {
@@ -55,8 +65,13 @@ impl ScoreMasks {
             has_mask: self.mask.is_some(),
             has_bias: self.bias.is_some(),
             has_lengths: self.kv_lengths.is_some(),
+            has_slopes: self.slopes.is_some(),
+            has_q_lengths: self.q_lengths.is_some(),
+            has_q_starts: self.q_starts.is_some(),
+            has_kv_starts: self.kv_starts.is_some(),
         };
-        (rule, self.mask.into_iter().chain(self.bias).chain(self.kv_lengths))
+        let Self { mask, bias, kv_lengths, slopes, q_lengths, q_starts, kv_starts, .. } = *self;
+        (rule, [mask, bias, kv_lengths, slopes, q_lengths, q_starts, kv_starts].into_iter().flatten())
     }
 }
 
@@ -77,7 +92,7 @@ params! {
         count: u32, heads: u32, seq_q: u32, seq_kv: u32, band_lower: i32, band_upper: i32, fill: f32, excluded: f32,
         softcap: f32, band_follows: u32, mask_keys: u32, bias_keys: u32,
         mask_batch: u32, mask_head: u32, mask_query: u32, mask_key: u32,
-        bias_batch: u32, bias_head: u32, bias_query: u32, bias_key: u32,
+        bias_batch: u32, bias_head: u32, bias_query: u32, bias_key: u32, position: i32, slope_sequence: u32, sequences: u32,
     }
 }
 
@@ -97,6 +112,10 @@ impl Op for MaskScores {
             return fail(format!("scores are f32 or f16 of rank 2 to 4, got {scores}"));
         }
         self.checked(inputs)?;
+        if self.rule.reads_batched_keys() {
+            let message = "q_starts without kv_starts gives each sequence keys of its own, and scores over them are no one tensor";
+            return Err(Error::option("mask_scores", message));
+        }
         Ok(vec![scores.clone()])
     }
 
@@ -112,9 +131,10 @@ impl Op for MaskScores {
         vec![result]
     }
 
-    /// One addition for each element when there is a bias, three operations for a softcap; the rest moves bytes.
+    /// One addition for each element when there is a bias, two operations for slopes, three for a softcap; the rest moves bytes.
     fn cost(&self, inputs: &[TensorDesc]) -> Cost {
-        let each = u64::from(self.rule.has_bias) + if self.rule.softcap.is_some() { 3 } else { 0 };
+        let softcap = if self.rule.softcap.is_some() { 3 } else { 0 };
+        let each = u64::from(self.rule.has_bias) + 2 * u64::from(self.rule.has_slopes) + softcap;
         Cost::once(each * inputs[0].len() as u64, inputs, &inputs[..1])
     }
 
@@ -122,8 +142,9 @@ impl Op for MaskScores {
         &[]
     }
 
-    fn check(&self, _: &[TensorDesc], _: &[Option<&HostTensor>]) -> Result<()> {
-        Ok(())
+    fn check(&self, inputs: &[TensorDesc], data: &[Option<&HostTensor>]) -> Result<()> {
+        let [_, _, seq_q, seq_kv] = to_rank_4(&inputs[0].shape);
+        self.rule.check("mask_scores", [seq_q, seq_kv], &data[1..])
     }
 
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {
@@ -188,6 +209,9 @@ fn params([batch, heads, seq_q, seq_kv]: [usize; 4], rule: RuleParams) -> MaskSc
         bias_head,
         bias_query,
         bias_key,
+        position: rule.position,
+        slope_sequence: rule.slope_sequence,
+        sequences: rule.sequences,
     }
 }
 
@@ -215,4 +239,35 @@ fn case(dtype: Dtype, shape: &[usize], MaskCase { name, rule, tensors }: MaskCas
     let tanh = if rule.softcap.is_some() { 16.0 * EPSILON_F32 } else { 0.0 };
     let tolerance = Tolerance { of_scale: 0.0, relative: 2.0 * relative, absolute: 2.0 * relative + tanh };
     Case::new(format!("{dtype} {shape:?} {name}"), MaskScores { rule }, inputs, tolerance)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a checked run says of these lengths and starts, for scores `[2, 1, 5, 7]`, packed `[1, 1, 5, 7]`.
+    fn checked(rule: ScoreRule, data: &[&[u32]]) -> String {
+        let batch = if rule.has_q_starts { 1 } else { 2 };
+        let tensors: Vec<_> = data.iter().map(|data| HostTensor::u32(&[data.len()], data.to_vec()).unwrap()).collect();
+        let scores = TensorDesc::new(Dtype::F32, [batch, 1, 5, 7]);
+        let descs: Vec<_> = [scores].into_iter().chain(tensors.iter().map(|tensor| tensor.desc().clone())).collect();
+        let op = MaskScores { rule };
+        op.outputs(&descs).unwrap();
+        let data: Vec<_> = [None].into_iter().chain(tensors.iter().map(Some)).collect();
+        op.check(&descs, &data).map_or_else(|error| error.to_string(), |()| "fine".into())
+    }
+
+    #[test]
+    fn data_that_does_not_fit_is_named() {
+        let none = ScoreRule::default();
+        let lengths = ScoreRule { has_lengths: true, has_q_lengths: true, ..none };
+        assert_eq!(checked(lengths, &[&[7, 0], &[5, 5]]), "fine");
+        assert_eq!(checked(lengths, &[&[7, 8], &[5, 5]]), "mask_scores: kv_lengths[1] is 8, seq_kv is 7");
+        assert_eq!(checked(lengths, &[&[7, 7], &[6, 5]]), "mask_scores: q_lengths[0] is 6, seq_q is 5");
+        let packed = ScoreRule { has_q_starts: true, has_kv_starts: true, ..none };
+        assert_eq!(checked(packed, &[&[1, 3, 3], &[0, 7, 7]]), "fine");
+        let decreasing = "mask_scores: q_starts[2] is 2, q_starts[1] is 3; starts do not decrease";
+        assert_eq!(checked(packed, &[&[1, 3, 2], &[0, 7, 7]]), decreasing);
+        assert_eq!(checked(packed, &[&[0, 5], &[0, 8]]), "mask_scores: kv_starts[1] is 8, seq_kv is 7");
+    }
 }

@@ -2,21 +2,27 @@
 
 mod attention_fused;
 mod concat;
+mod definition;
+mod log_sum_exp;
 mod mask_cases;
 mod mask_scores;
 mod masks;
 mod matmul;
 mod merge_heads;
+mod sequences;
+mod sinks;
 mod softmax;
 mod split_heads;
 
 pub use attention_fused::AttentionFused;
 pub(crate) use attention_fused::{MAX_HEAD_DIM, Sizes};
 pub use concat::Concat;
+pub use log_sum_exp::{LogSumExp, LogSumExpRows};
 pub use mask_scores::{MaskScores, ScoreMasks};
 pub use masks::ScoreRule;
 pub use matmul::{MatMul, Zeros};
 pub use merge_heads::MergeHeads;
+pub(crate) use sinks::check_sinks;
 pub use softmax::Softmax;
 pub use split_heads::SplitHeads;
 
@@ -36,6 +42,7 @@ pub struct Entry {
 pub const REGISTRY: &[Entry] = &[
     Entry { name: "matmul", cases: matmul::cases },
     Entry { name: "softmax", cases: softmax::cases },
+    Entry { name: "log_sum_exp", cases: log_sum_exp::cases },
     Entry { name: "mask_scores", cases: mask_scores::cases },
     Entry { name: "split_heads", cases: split_heads::cases },
     Entry { name: "merge_heads", cases: merge_heads::cases },
@@ -46,6 +53,12 @@ pub const REGISTRY: &[Entry] = &[
 // Library files that several ops call.
 const EXCLUDED: Source = wgsl!("lib/excluded");
 const REDUCE_WORKGROUP: Source = wgsl!("lib/reduce_workgroup");
+const ROW_SUM: Source = wgsl!("lib/row_sum");
+const SINKS_NONE: Source = wgsl!("lib/sinks_none");
+const SINKS_DENSE: Source = wgsl!("lib/sinks_dense");
+
+/// Binding of `sinks_dense`.
+const SINKS_BINDING: u32 = 17;
 
 /// Relative rounding of f32 and f16.
 const EPSILON_F32: f64 = 1.0 / (1 << 24) as f64;

@@ -1,0 +1,195 @@
+//! An attention problem as a graph, with its inputs, and the check that every strategy gives what the definition says.
+
+use regard::case::{CaseInput, Values};
+use regard::compare::{NanMeans, Tolerance, compare};
+use regard::{Attention, Device, Dtype, Graph, HostTensor, Plan, Strategy, Tensor, TensorDesc, reference};
+
+/// An attention problem; masks are shapes, their values are drawn.
+#[derive(Debug, Clone)]
+pub struct Problem {
+    pub name: String,
+    pub dtype: Dtype,
+    pub q: Vec<usize>,
+    pub k: Vec<usize>,
+    pub v: Vec<usize>,
+    pub mask: Option<Vec<usize>>,
+    pub bias: Option<(Dtype, Vec<usize>)>,
+    pub kv_lengths: Option<Vec<u32>>,
+    pub q_lengths: Option<Vec<u32>>,
+    pub q_starts: Option<Vec<u32>>,
+    pub kv_starts: Option<Vec<u32>>,
+    pub slopes: Option<Vec<usize>>,
+    pub sinks: Option<Vec<f32>>,
+    /// The logarithm of the softmax's denominator is asked for too.
+    pub lse: bool,
+    pub options: Attention,
+    pub deviation: f32,
+}
+
+/// `[batch, heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v]` without masks.
+pub fn problem(name: &str, sizes: [usize; 7], options: Attention) -> Problem {
+    let [batch, heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v] = sizes;
+    Problem {
+        name: name.into(),
+        dtype: Dtype::F32,
+        q: vec![batch, heads, seq_q, head_dim],
+        k: vec![batch, kv_heads, seq_kv, head_dim],
+        v: vec![batch, kv_heads, seq_kv, head_dim_v],
+        mask: None,
+        bias: None,
+        kv_lengths: None,
+        q_lengths: None,
+        q_starts: None,
+        kv_starts: None,
+        slopes: None,
+        sinks: None,
+        lse: false,
+        options,
+        deviation: 1.0,
+    }
+}
+
+impl Problem {
+    /// Every strategy that takes it.
+    fn strategies(&self) -> Vec<Strategy> {
+        let wide = self.q.last().max(self.v.last()) > Some(&256);
+        let batched_keys = self.q_starts.is_some() && self.kv_starts.is_none();
+        match (wide || self.sinks.is_some(), batched_keys) {
+            (true, _) => vec![Strategy::Unfused, Strategy::Auto],
+            (false, true) => vec![Strategy::Fused, Strategy::Auto],
+            (false, false) => vec![Strategy::Unfused, Strategy::Fused, Strategy::Auto],
+        }
+    }
+
+    /// Inputs that are not drawn from a distribution.
+    fn given(&self) -> Vec<(&'static str, HostTensor)> {
+        let u32s = [
+            ("kv_lengths", &self.kv_lengths),
+            ("q_lengths", &self.q_lengths),
+            ("q_starts", &self.q_starts),
+            ("kv_starts", &self.kv_starts),
+        ];
+        let u32s = u32s.into_iter().filter_map(|(name, data)| {
+            let data = data.clone()?;
+            Some((name, HostTensor::u32(&[data.len()], data).expect("as many as there are")))
+        });
+        let sinks = self
+            .sinks
+            .iter()
+            .map(|sinks| ("sinks", HostTensor::f32(&[sinks.len()], sinks.clone()).expect("as many as there are")));
+        let slopes = self.slopes.iter().map(|shape| {
+            let slope = |at: usize| [0.5, 0.125, -0.25, 0.0, 0.0625][at % 5];
+            let data = (0..shape.iter().product()).map(slope).collect();
+            ("slopes", HostTensor::f32(shape, data).expect("as many as the shape says"))
+        });
+        u32s.chain(sinks).chain(slopes).collect()
+    }
+}
+
+/// The problem as a graph with this strategy.
+pub fn graph(problem: &Problem, strategy: Strategy) -> Graph {
+    let mut graph = Graph::new();
+    let inputs: Vec<(&str, Tensor)> = (drawn(problem).iter())
+        .map(|(name, input)| (*name, input.desc.clone()))
+        .chain(problem.given().iter().map(|(name, tensor)| (*name, tensor.desc().clone())))
+        .map(|(name, desc)| (name, graph.input(name, desc).expect("a new name")))
+        .collect();
+    let tensor = |name: &str| inputs.iter().find(|(found, _)| *found == name).map(|(_, tensor)| *tensor);
+    let options = Attention {
+        mask: tensor("mask"),
+        bias: tensor("bias"),
+        kv_lengths: tensor("kv_lengths"),
+        q_lengths: tensor("q_lengths"),
+        q_starts: tensor("q_starts"),
+        kv_starts: tensor("kv_starts"),
+        slopes: tensor("slopes"),
+        sinks: tensor("sinks"),
+        strategy,
+        ..problem.options
+    };
+    let [q, k, v] = [0, 1, 2].map(|index: usize| inputs[index].1);
+    let y = match problem.lse {
+        false => graph.attention(q, k, v, &options).expect("shapes that fit"),
+        true => {
+            let (y, lse) = graph.attention_lse(q, k, v, &options).expect("shapes that fit");
+            graph.output("lse", lse).expect("a new name");
+            y
+        }
+    };
+    graph.output("y", y).expect("a new name");
+    graph
+}
+
+/// Inputs that are drawn, by name; q, k and v come first.
+fn drawn(problem: &Problem) -> Vec<(&'static str, CaseInput)> {
+    let normal = |shape: &Vec<usize>, deviation| CaseInput::normal(problem.dtype, shape, deviation);
+    let mut inputs = vec![
+        ("q", normal(&problem.q, problem.deviation)),
+        ("k", normal(&problem.k, problem.deviation)),
+        ("v", normal(&problem.v, 1.0)),
+    ];
+    inputs.extend(problem.mask.iter().map(|shape| {
+        let values = Values::Mask { keep: 0.7, empty_rows: true };
+        ("mask", CaseInput { desc: TensorDesc::new(Dtype::Bool, shape.clone()), values })
+    }));
+    inputs.extend(problem.bias.iter().map(|(dtype, shape)| {
+        let values = Values::Bias { excluded: 0.2 };
+        ("bias", CaseInput { desc: TensorDesc::new(*dtype, shape.clone()), values })
+    }));
+    inputs
+}
+
+/// Seeded inputs by name.
+pub fn draw(problem: &Problem) -> Vec<(&'static str, HostTensor)> {
+    let drawn = drawn(problem).into_iter().zip(1..).map(|((name, input), seed)| (name, input.draw(seed)));
+    drawn.chain(problem.given()).collect()
+}
+
+/// By how much a score is off: √head_dim roundings of terms of `deviation²`, twice over for two strategies, and of a slope times
+/// a distance. Each weight is off by as much, relatively.
+fn score_error(problem: &Problem) -> f64 {
+    let head_dim = *problem.q.last().expect("rank 2 or more") as f64;
+    let sloped = if problem.slopes.is_some() { 100.0 } else { 0.0 };
+    f64::from(problem.deviation).powi(2) * 10.0 * (2.0 + head_dim.sqrt()) + sloped
+}
+
+/// Sums and exp add a few roundings, f16 storage one.
+fn tolerance(problem: &Problem, output: &str) -> Tolerance {
+    let rounding = (-24.0_f64).exp2();
+    let error = (score_error(problem) + 32.0) * rounding;
+    match output {
+        "lse" => Tolerance { of_scale: 0.0, relative: 2.0 * rounding, absolute: error },
+        _ => Tolerance::of_scale(error + if problem.dtype == Dtype::F16 { (-11.0_f64).exp2() } else { 0.0 }),
+    }
+}
+
+/// Every strategy's definition gives the same, and every strategy gives it on the device.
+pub fn check(device: &Device, problem: &Problem) -> Result<(), String> {
+    let inputs = draw(problem);
+    let inputs: Vec<(&str, &HostTensor)> = inputs.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    let strategies = problem.strategies();
+    let definition = |strategy| reference::run(&graph(problem, strategy), &inputs).map_err(|error| error.to_string());
+    let wanted = definition(strategies[0])?;
+    if strategies[1] != Strategy::Auto {
+        let other = definition(strategies[1])?;
+        for (name, wanted) in &wanted {
+            // Both are f64 from end to end; they differ by roundings and by the scale, which is f32 in both.
+            let tolerance = Tolerance { of_scale: 1e-12, relative: 0.0, absolute: 1e-12 };
+            compared(&format!("{name} of the other reference"), &other[name], wanted, tolerance)?;
+        }
+    }
+    for strategy in strategies {
+        let mut plan = Plan::new(device, &graph(problem, strategy)).map_err(|error| error.to_string())?;
+        let got = plan.run(&inputs).map_err(|error| error.to_string())?;
+        for (name, wanted) in &wanted {
+            let wanted = wanted.cast(if name == "y" && problem.dtype == Dtype::F16 { Dtype::F16 } else { Dtype::F64 });
+            compared(&format!("{name}, {strategy:?}"), &got[name], &wanted, tolerance(problem, name))?;
+        }
+    }
+    Ok(())
+}
+
+fn compared(what: &str, got: &HostTensor, wanted: &HostTensor, tolerance: Tolerance) -> Result<(), String> {
+    let comparison = compare(got, wanted, tolerance, NanMeans::Nan);
+    if comparison.passed() { Ok(()) } else { Err(format!("{what}: {comparison}")) }
+}
