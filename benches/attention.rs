@@ -83,7 +83,8 @@ impl Problem {
     fn case(&self) -> Case {
         let [batch, heads, kv_heads, seq_q, seq_kv, head_dim] = self.sizes;
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let op = AttentionFused { scale, rule: ScoreRule { masking: self.masking(), ..ScoreRule::default() } };
+        let rule = ScoreRule { masking: self.masking(), ..ScoreRule::default() };
+        let op = AttentionFused { scale, rule, ..AttentionFused::default() };
         let shapes =
             [[batch, heads, seq_q, head_dim], [batch, kv_heads, seq_kv, head_dim], [batch, kv_heads, seq_kv, head_dim]];
         let inputs = shapes.iter().map(|shape| CaseInput::normal(self.dtype, shape, 1.0)).collect();

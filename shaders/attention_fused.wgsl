@@ -1,11 +1,12 @@
 // attention_fused: o = softmax(mask(softcap(q · kᵀ × scale) − slope · distance + bias)) · v in one pass over the keys; scores are
 // never stored.
 //
-//   q  [batch, heads, seq_q, HEAD_DIM]       k  [batch, kv_heads, seq_kv, HEAD_DIM]
-//   v  [batch, kv_heads, seq_kv, VALUE_DIM]  o  [batch, heads, seq_q, VALUE_DIM]
+//   q  rows of HEAD_DIM elements (q_plain, q_bf16), o  rows of VALUE_DIM (o_plain, o_bf16), a row for each of
+//   [batch, heads, seq_q] in an order that the strides say; k, v likewise for [batch, kv_heads, seq_kv] (kv_plain, kv_bf16,
+//   kv_int8), or in pages (rows_paged); query head h reads key head h / (heads / kv_heads)
 //   mask, bias  broadcast to [batch, heads, seq_q, seq_kv]; slopes  of ALiBi (slopes_dense);
 //   which queries and keys there are, and which belong together: queries_*, keys_*, parts_*;
-//   query head h reads key head h / (heads / kv_heads)
+//   sinks  [heads] (sinks_dense); lse  [batch, heads, seq_q] (lse_dense)
 //
 // A workgroup of 8 × 8 lanes owns QUERIES query rows of one head and walks the keys in tiles of KEYS. A lane owns 4 rows × 4
 // keys of the scores, and the same rows × 4 of every CHUNK value dimensions of o. Head dimensions pass through workgroup
@@ -16,12 +17,12 @@
 // memory: see the op's module docs.
 //
 // Edges: rows, keys and dimensions past the end read as zero; keys past the end weigh nothing. With GUARDED, a NaN or
-// infinity in v reaches only the rows that look at its key: tiles hold zero in its place and a rare path adds it.
+// infinity in v reaches only the rows that look at its key: tiles hold zero in its place and a rare path adds it
+// (attention_tiles). Key tiles that the band, the lengths or a boolean mask (skip_masked) hide from all rows are not loaded.
 
 const HEAD_DIM: u32 = 64u; // host
 const VALUE_DIM: u32 = 64u; // host
 const GUARDED: bool = true; // host
-alias Elem = f32; // host
 
 const LOWEST: f32 = -3.4028234e38;
 const EDGE: u32 = 8u;
@@ -42,6 +43,15 @@ struct Params {
     fill: f32,
     excluded: f32,
     softcap: f32,
+    q_batch: u32, // strides count rows
+    q_head: u32,
+    q_row: u32,
+    kv_batch: u32,
+    kv_head: u32,
+    kv_row: u32,
+    page_size: u32,
+    per_sequence: u32,
+    pages: u32,
     band_follows: u32,
     mask_keys: u32,
     bias_keys: u32,
@@ -64,16 +74,9 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> q: array<Elem>;
-@group(0) @binding(2) var<storage, read> k: array<Elem>;
-@group(0) @binding(3) var<storage, read> v: array<Elem>;
-@group(0) @binding(4) var<storage, read_write> o: array<Elem>;
 
-var<workgroup> wg_q: array<vec4<f32>, CHUNK * EDGE>; // [dimension][row / 4]
-var<workgroup> wg_tile: array<vec4<f32>, CHUNK * EDGE>; // keys [dimension][key / 4], then values [key][dimension / 4]
 var<workgroup> wg_p: array<vec4<f32>, KEYS * EDGE>; // [key][row / 4]
 var<workgroup> wg_rows: array<vec4<f32>, EDGE * EDGE>; // [row / 4][lane of the rows]
-var<workgroup> wg_poisoned: atomic<u32>; // the value tile holds a NaN or infinity
 
 struct Tile {
     s: Sequence,
@@ -82,62 +85,9 @@ struct Tile {
     first_row: u32, // of the sequence
     rows: u32, // of the output that it writes, those without a query as zeros
     length: u32, // keys that exist
-    q_start: u32,
-    k_start: u32,
-    v_start: u32,
-}
-
-fn q_element(tile: Tile, row: u32, d: u32) -> f32 {
-    if tile.first_row + row >= tile.s.q_count || d >= HEAD_DIM {
-        return 0.0;
-    }
-    return f32(q[tile.q_start + row * HEAD_DIM + d]);
-}
-
-fn k_element(tile: Tile, key: u32, d: u32) -> f32 {
-    if key >= tile.length || d >= HEAD_DIM {
-        return 0.0;
-    }
-    return f32(k[tile.k_start + key * HEAD_DIM + d]);
-}
-
-fn v_element(tile: Tile, key: u32, d: u32) -> f32 {
-    if key >= tile.length || d >= VALUE_DIM {
-        return 0.0;
-    }
-    return f32(v[tile.v_start + key * VALUE_DIM + d]);
-}
-
-// CHUNK dimensions of the query rows and of one key tile.
-fn stage_scores(tile: Tile, first_key: u32, first_d: u32, lane: u32) {
-    for (var i = lane; i < CHUNK * EDGE; i += LANES) {
-        let d = first_d + i % CHUNK;
-        let row = 4u * (i / CHUNK);
-        let key = first_key + row;
-        let at = i % CHUNK * EDGE + i / CHUNK;
-        wg_q[at] = vec4(
-            q_element(tile, row, d), q_element(tile, row + 1u, d), q_element(tile, row + 2u, d), q_element(tile, row + 3u, d));
-        wg_tile[at] = vec4(
-            k_element(tile, key, d), k_element(tile, key + 1u, d), k_element(tile, key + 2u, d), k_element(tile, key + 3u, d));
-    }
-}
-
-// CHUNK dimensions of one value tile.
-fn stage_values(tile: Tile, first_key: u32, first_d: u32, lane: u32) {
-    for (var i = lane; i < KEYS * EDGE; i += LANES) {
-        let key = first_key + i / EDGE;
-        let d = first_d + 4u * (i % EDGE);
-        var values = vec4(
-            v_element(tile, key, d), v_element(tile, key, d + 1u), v_element(tile, key, d + 2u), v_element(tile, key, d + 3u));
-        if GUARDED {
-            let finite = vec4(is_finite(values.x), is_finite(values.y), is_finite(values.z), is_finite(values.w));
-            if !all(finite) {
-                atomicStore(&wg_poisoned, 1u);
-            }
-            values = select(vec4<f32>(), values, finite);
-        }
-        wg_tile[i] = values;
-    }
+    q_start: u32, // row of the tile's first query, and of its output
+    kv_batch: u32, // batch element of the keys, as kv_row takes it
+    kv_start: u32, // row of the first key and value, likewise
 }
 
 // Products of four rows' numbers with four columns' numbers, one row a column of the matrix.
@@ -169,31 +119,18 @@ fn weights(scores: vec4<f32>, maximum: vec4<f32>) -> vec4<f32> {
     return select(exp(scores - maximum), vec4<f32>(), excluded);
 }
 
-// Weight times value for what stage_values left out, where the weight is not zero: one row, four dimensions.
-fn poison(tile: Tile, first_key: u32, first_d: u32, row: u32) -> vec4<f32> {
-    var sum = vec4<f32>();
-    for (var key = 0u; key < KEYS; key++) {
-        let weight = wg_p[key * EDGE + row / 4u][row % 4u];
-        for (var i = 0u; i < 4u; i++) {
-            let value = v_element(tile, first_key + key, first_d + i);
-            if weight != 0.0 && !is_finite(value) {
-                sum[i] += weight * value;
-            }
-        }
+fn store(tile: Tile, row: u32, d: u32, values: vec4<f32>) {
+    if row < tile.rows {
+        o_store(tile.q_start + row * params.q_row, d, values);
     }
-    return sum;
 }
 
-fn store(tile: Tile, row: u32, d: u32, values: vec4<f32>) {
-    if row >= tile.rows {
-        return;
-    }
-    let o_row = tile.s.q_begin + tile.first_row + row;
-    let at = ((tile.batch * params.heads + tile.head) * params.seq_q + o_row) * VALUE_DIM + d;
-    for (var i = 0u; i < 4u; i++) {
-        if d + i < VALUE_DIM {
-            o[at + i] = Elem(values[i]);
-        }
+// One lane of those that share a row keeps the logarithm of its sum.
+fn store_sum(tile: Tile, row: u32, maximum: f32, total: f32) {
+    if row < tile.rows {
+        let i = tile.first_row + row;
+        let at = (tile.batch * params.heads + tile.head) * params.seq_q + tile.s.q_begin + i;
+        lse_store(at, select(maximum + log(total), params.excluded, total == 0.0 || i >= tile.s.q_count));
     }
 }
 
@@ -217,11 +154,10 @@ fn main(
     let first_row = mine.first;
     // Without a query there is nothing to look at.
     let length = select(s.k_count, 0u, first_row >= s.q_count);
-    let q_row = (batch * params.heads + head) * params.seq_q + s.q_begin + first_row;
-    let kv_head = key_batch(s.index) * params.kv_heads + head / (params.heads / params.kv_heads);
-    let k_row = kv_head * params.seq_kv + s.k_begin;
-    let tile = Tile(
-        s, batch, head, first_row, mine.rows, length, q_row * HEAD_DIM, k_row * HEAD_DIM, k_row * VALUE_DIM);
+    let q_start = batch * params.q_batch + head * params.q_head + (s.q_begin + first_row) * params.q_row;
+    let kv_batch = key_batch(s.index);
+    let kv_begin = kv_start(kv_batch, head / (params.heads / params.kv_heads)) + s.k_begin * params.kv_row;
+    let tile = Tile(s, batch, head, first_row, mine.rows, length, q_start, kv_batch, kv_begin);
     let x = lane % EDGE; // which four keys, or value dimensions
     let y = lane / EDGE; // which four rows
     let row = 4u * y;
@@ -234,8 +170,12 @@ fn main(
 
     var maximum = vec4(LOWEST); // of each row
     var sum = vec4<f32>(); // of each row, over the keys of this lane only
-    var out: array<mat4x4<f32>, VALUE_CHUNKS>; // a column of the matrix is a row of o
+    var out: array<mat4x4<f32>, max(VALUE_CHUNKS, 1u)>; // a column of the matrix is a row of o
     for (var first_key = begin; first_key < end; first_key += KEYS) {
+        if nothing_seen(tile, first_key, lane) {
+            continue;
+        }
+        stage_rows(kv_batch, tile.kv_start, first_key, length, lane);
         var scores = mat4x4<f32>();
         for (var first_d = 0u; first_d < HEAD_DIM; first_d += CHUNK) {
             workgroupBarrier();
@@ -306,13 +246,19 @@ fn main(
     for (var i = 0u; i < EDGE; i++) {
         total += wg_rows[y * EDGE + i];
     }
-    // A total of zero means that the row looks at nothing. A NaN total is kept.
-    let inverse = select(1.0 / total, vec4<f32>(), total == vec4<f32>());
+    // A sink is one more score, without a value. A total of zero means that the row looks at nothing; a NaN is kept.
+    let top = max(maximum, vec4(sink(head)));
+    let shrink = exp(maximum - top);
+    total = total * shrink + weights(vec4(sink(head)), top);
+    let inverse = select(shrink / total, vec4<f32>(), total == vec4<f32>());
     for (var c = 0u; c < VALUE_CHUNKS; c++) {
         let d = c * CHUNK + 4u * x;
         store(tile, row, d, out[c][0] * inverse.x);
         store(tile, row + 1u, d, out[c][1] * inverse.y);
         store(tile, row + 2u, d, out[c][2] * inverse.z);
         store(tile, row + 3u, d, out[c][3] * inverse.w);
+    }
+    if x < 4u {
+        store_sum(tile, row + x, top[x], total[x]);
     }
 }

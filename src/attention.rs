@@ -1,10 +1,13 @@
 //! Attention as one call: which kernels it becomes is the strategy's business.
 
+mod plain;
+mod unfused;
+
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::mask::{Causal, Fill, Masking, Window};
-use crate::ops::{AttentionFused, LogSumExpRows, MAX_HEAD_DIM, MatMul, ScoreMasks, Sizes, Zeros, check_sinks};
-use crate::tensor::{Dtype, TensorDesc};
+use crate::ops::{AttentionFused, Layout, MAX_HEAD_DIM, Operands, ScoreMasks, Sizes};
+use unfused::Unfused;
 
 /// How attention is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -59,6 +62,16 @@ pub struct Attention {
     pub slopes: Option<Tensor>,
     /// One more score for every row of a head, f32 `[heads]`, which has no value: `exp(sink)` is added to the softmax's denominator.
     pub sinks: Option<Tensor>,
+    /// Order of the axes of `q` and of the result.
+    pub q_layout: Layout,
+    /// Order of the axes of `k` and `v`.
+    pub kv_layout: Layout,
+    /// `k` and `v` are i8, and these, f32 of their shapes without `head_dim`, are the scales of their rows: element = level ×
+    /// scale. Where a layout merges heads and `head_dim`, the scales have the heads for a last axis.
+    pub kv_scales: Option<[Tensor; 2]>,
+    /// `k` and `v` are pages `[pages, page_size, kv_heads, head_dim]`, and this, u32 `[batch, per_sequence]`, says which pages
+    /// each sequence has: its key j lies in row `j % page_size` of page `block_table[b][j / page_size]`.
+    pub block_table: Option<Tensor>,
     /// What a masked score becomes.
     pub fill: Fill,
     /// How it is computed.
@@ -88,44 +101,47 @@ enum Path {
     Unfused,
 }
 
-/// The steps of [`Strategy::Unfused`].
-struct Unfused {
-    raw: Tensor,
-    capped: Tensor,
-    scores: Tensor,
-    weights: Tensor,
-    output: Tensor,
+/// What the fused node has for outputs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Returns {
+    Output,
+    OutputAndSums,
 }
 
 impl Graph {
     /// Attention of `q` over `k` and `v`.
     ///
     /// Shapes: `q` `[batch, heads, seq_q, head_dim]`, `k` `[batch, kv_heads, seq_kv, head_dim]`,
-    /// `v` `[batch, kv_heads, seq_kv, head_dim_v]`, result `[batch, heads, seq_q, head_dim_v]`; all f32 or all f16.
+    /// `v` `[batch, kv_heads, seq_kv, head_dim_v]`, result `[batch, heads, seq_q, head_dim_v]`, or in another [`Layout`].
     /// Query head h reads key head `h / (heads / kv_heads)`. Ranks 2 and 3 leave out the leading axes.
+    ///
+    /// `q` is f32, f16 or bf16, and the result like it; `k` and `v` are both one of these or i8, whatever `q` is.
     ///
     /// # Errors
     /// Shapes that do not fit (both sides are named), masks that do not broadcast, options that mean nothing.
     pub fn attention(&mut self, q: Tensor, k: Tensor, v: Tensor, options: &Attention) -> Result<Tensor> {
-        match options.path(&self.sizes([q, k, v])?) {
-            Path::Fused => self.attention_fused([q, k, v], options),
+        match options.path(&self.sizes([q, k, v], options)?) {
+            Path::Fused => Ok(self.attention_fused([q, k, v], options, Returns::Output)?[0]),
             Path::Unfused => Ok(self.unfused([q, k, v], options)?.output),
         }
     }
 
     /// [`Graph::attention`], and the natural logarithm of each row's softmax denominator, sink included: f32
-    /// `[batch, heads, seq_q]` without the axes that `q` leaves out. −inf for a row that does not exist or sees nothing. Results
-    /// over parts of the keys combine by it.
+    /// `[batch, heads, seq_q]`, heads first whatever the layout, without the axes that `q` leaves out. −inf for a row that does not
+    /// exist or sees nothing. Results over parts of the keys combine by it.
     ///
     /// # Errors
     /// As [`Graph::attention`].
     pub fn attention_lse(&mut self, q: Tensor, k: Tensor, v: Tensor, options: &Attention) -> Result<(Tensor, Tensor)> {
-        let path = options.path(&self.sizes([q, k, v])?);
-        let unfused = self.unfused([q, k, v], options)?;
-        let lse = self.unfused_lse(q, unfused.scores, options)?;
-        match path {
-            Path::Fused => Ok((self.attention_fused([q, k, v], options)?, lse)),
-            Path::Unfused => Ok((unfused.output, lse)),
+        match options.path(&self.sizes([q, k, v], options)?) {
+            Path::Fused => {
+                let outputs = self.attention_fused([q, k, v], options, Returns::OutputAndSums)?;
+                Ok((outputs[0], outputs[1]))
+            }
+            Path::Unfused => {
+                let unfused = self.unfused([q, k, v], options)?;
+                Ok((unfused.output, self.unfused_lse([q, k, v], unfused.scores, options)?))
+            }
         }
     }
 
@@ -134,87 +150,31 @@ impl Graph {
     /// # Errors
     /// As [`Graph::attention`], and as for [`Strategy::Unfused`].
     pub fn attention_steps(&mut self, [q, k, v]: [Tensor; 3], options: &Attention) -> Result<AttentionSteps> {
-        let path = options.path(&self.sizes([q, k, v])?);
+        let path = options.path(&self.sizes([q, k, v], options)?);
         let Unfused { raw, capped, scores, weights, output } = self.unfused([q, k, v], options)?;
-        let lse = self.unfused_lse(q, scores, options)?;
+        let lse = self.unfused_lse([q, k, v], scores, options)?;
         let output = match path {
-            Path::Fused => self.attention_fused([q, k, v], options)?,
+            Path::Fused => self.attention_fused([q, k, v], options, Returns::Output)?[0],
             Path::Unfused => output,
         };
         Ok(AttentionSteps { raw, capped, scores, weights, lse, output })
     }
 
-    fn attention_fused(&mut self, [q, k, v]: [Tensor; 3], options: &Attention) -> Result<Tensor> {
-        let sizes = self.sizes([q, k, v])?;
-        if options.sinks.is_some() {
-            return Err(Error::option("attention", "the fused kernel takes no sinks"));
-        }
+    /// The fused node and its outputs.
+    fn attention_fused(&mut self, qkv: [Tensor; 3], options: &Attention, returns: Returns) -> Result<Vec<Tensor>> {
+        let scale = options.scale(&self.sizes(qkv, options)?)?;
         let (rule, tensors) = options.masks().rule();
-        let op = AttentionFused { scale: options.scale(&sizes)?, rule };
-        let inputs: Vec<Tensor> = [q, k, v].into_iter().chain(tensors).collect();
-        Ok(self.add(op, &inputs)?[0])
+        let has_sinks = options.sinks.is_some();
+        let returns_lse = returns == Returns::OutputAndSums;
+        let op = AttentionFused { scale, rule, operands: options.operands(), has_sinks, returns_lse };
+        let operands = qkv.into_iter().chain(options.stored());
+        self.add(op, &operands.chain(options.sinks).chain(tensors).collect::<Vec<_>>())
     }
 
-    fn unfused(&mut self, [q, k, v]: [Tensor; 3], options: &Attention) -> Result<Unfused> {
-        let sizes = self.sizes([q, k, v])?;
-        let alpha = options.scale(&sizes)?;
-        self.check_unfused(&sizes, options)?;
-        let mut output_desc = self.desc(q)?.clone();
-        *output_desc.shape.last_mut().expect("rank 2 or more") = sizes.head_dim_v;
-        // The query heads of one key head are more rows of one product.
-        let Sizes { batch, heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v, .. } = sizes;
-        let group = heads.checked_div(kv_heads).unwrap_or(0);
-        let rows = self.reshape(q, &[batch, kv_heads, group * seq_q, head_dim])?;
-        let keys = self.reshape(k, &[batch, kv_heads, seq_kv, head_dim])?;
-        let values = self.reshape(v, &[batch, kv_heads, seq_kv, head_dim_v])?;
-        let product = MatMul { alpha, transpose_b: true, output: Some(Dtype::F32), ..MatMul::default() };
-        let scores = self.matmul(rows, keys, None, product)?;
-        let raw = self.reshape(scores, &[batch, heads, seq_q, seq_kv])?;
-        let masks = options.masks();
-        let capped = match masks.softcap {
-            None => raw,
-            softcap => self.mask_scores(raw, &ScoreMasks { softcap, ..ScoreMasks::default() })?,
-        };
-        let uncapped = ScoreMasks { softcap: None, ..masks };
-        let masked = uncapped.rule().0.changes(seq_q, seq_kv);
-        let scores = if masked { self.mask_scores(capped, &uncapped)? } else { capped };
-        let weights = match options.sinks {
-            None => self.softmax(scores, 1.0)?,
-            Some(sinks) => self.softmax_with_sinks(scores, 1.0, sinks)?,
-        };
-        let zeros = if masked { Zeros::Annihilate } else { Zeros::Multiply };
-        let rows = self.reshape(weights, &[batch, kv_heads, group * seq_q, seq_kv])?;
-        let weighted = MatMul { zeros, output: Some(output_desc.dtype), ..MatMul::default() };
-        let output = self.matmul(rows, values, None, weighted)?;
-        Ok(Unfused { raw, capped, scores, weights, output: self.reshape(output, &output_desc.shape)? })
-    }
-
-    /// Refuses in attention's name what its ops would refuse in their own, and what they cannot compute.
-    fn check_unfused(&self, sizes: &Sizes, options: &Attention) -> Result<()> {
-        let (rule, tensors) = options.masks().rule();
-        if rule.reads_batched_keys() {
-            let message = "q_starts without kv_starts needs a fused kernel, Strategy::Unfused has one matrix of scores";
-            return Err(Error::option("attention", message));
-        }
+    fn sizes(&self, qkv: [Tensor; 3], options: &Attention) -> Result<Sizes> {
+        let tensors = qkv.into_iter().chain(options.stored());
         let descs = tensors.map(|tensor| self.desc(tensor).cloned()).collect::<Result<Vec<_>>>()?;
-        let scores = [sizes.batch, sizes.heads, sizes.seq_q, sizes.seq_kv];
-        rule.check_fit("attention", scores, sizes.kv_batch, &descs)?;
-        match options.sinks {
-            Some(sinks) => check_sinks("attention", self.desc(sinks)?, &TensorDesc::new(Dtype::F32, scores)),
-            None => Ok(()),
-        }
-    }
-
-    /// The logarithm of the denominators, in the shape of `q` without `head_dim`.
-    fn unfused_lse(&mut self, q: Tensor, scores: Tensor, options: &Attention) -> Result<Tensor> {
-        let Attention { sinks, q_lengths, q_starts, .. } = *options;
-        let lse = self.log_sum_exp(scores, &LogSumExpRows { sinks, q_lengths, q_starts })?;
-        let shape = self.desc(q)?.shape.clone();
-        self.reshape(lse, &shape[..shape.len() - 1])
-    }
-
-    fn sizes(&self, [q, k, v]: [Tensor; 3]) -> Result<Sizes> {
-        Sizes::new(self.desc(q)?, self.desc(k)?, self.desc(v)?)
+        options.operands().sizes(&descs)
     }
 }
 
@@ -222,6 +182,21 @@ impl Attention {
     /// The options that are not tensors.
     pub fn masking(&self) -> Masking {
         Masking { causal: self.causal, window: self.window, fill: self.fill }
+    }
+
+    /// How q, k and v are stored.
+    fn operands(&self) -> Operands {
+        Operands {
+            q_layout: self.q_layout,
+            kv_layout: self.kv_layout,
+            has_scales: self.kv_scales.is_some(),
+            has_pages: self.block_table.is_some(),
+        }
+    }
+
+    /// The tensors that belong to k and v.
+    fn stored(&self) -> impl Iterator<Item = Tensor> + use<> {
+        self.kv_scales.into_iter().flatten().chain(self.block_table)
     }
 
     /// What happens to a scaled score.
@@ -243,7 +218,7 @@ impl Attention {
         let too_wide = sizes.head_dim.max(sizes.head_dim_v) > MAX_HEAD_DIM;
         match self.strategy {
             Strategy::Fused => Path::Fused,
-            Strategy::Auto if !too_wide && self.sinks.is_none() => Path::Fused,
+            Strategy::Auto if !too_wide => Path::Fused,
             Strategy::Auto | Strategy::Unfused => Path::Unfused,
         }
     }

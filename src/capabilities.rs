@@ -45,6 +45,8 @@ pub struct Capabilities {
     pub binding_bytes: u64,
     /// Workgroups along one dimension of a dispatch.
     pub workgroups: u32,
+    /// Storage buffers that one shader may bind.
+    pub storage_buffers: u32,
 }
 
 impl Capabilities {
@@ -60,6 +62,7 @@ impl Capabilities {
             invocations: 256,
             binding_bytes: 128 << 20,
             workgroups: 65_535,
+            storage_buffers: 8,
         }
     }
 
@@ -70,6 +73,12 @@ impl Capabilities {
 
     /// The native backend: no limit but memory.
     pub fn cpu() -> Self {
-        Self { backend: Backend::Cpu, f16: true, binding_bytes: u64::MAX, ..Self::baseline() }
+        Self {
+            backend: Backend::Cpu,
+            f16: true,
+            binding_bytes: u64::MAX,
+            storage_buffers: u32::MAX,
+            ..Self::baseline()
+        }
     }
 }

@@ -104,6 +104,12 @@ impl Case {
         self.inputs.iter().map(|input| input.desc.clone()).collect()
     }
 
+    /// Whether a tensor on either side is f16, which not every GPU has in shaders.
+    pub fn has_f16(&self) -> bool {
+        let outputs = self.op.outputs(&self.descs()).unwrap_or_default();
+        self.descs().iter().chain(&outputs).any(|desc| desc.dtype == Dtype::F16)
+    }
+
     /// The inputs' values, the same at every call.
     pub fn draw(&self) -> Vec<HostTensor> {
         self.inputs.iter().zip(1..).map(|(input, seed)| input.draw(seed)).collect()

@@ -86,5 +86,6 @@ pub use device::{Checks, Device, DeviceOptions, DeviceTensor, Select};
 pub use error::{Error, Result};
 pub use graph::{Graph, Tensor};
 pub use mask::{Causal, Fill, Window};
+pub use ops::Layout;
 pub use plan::{Plan, PlanOptions};
 pub use tensor::{Dtype, HostTensor, TensorDesc};

@@ -155,6 +155,11 @@ impl Bindings {
     pub fn in_order(inputs: u32, outputs: u32) -> Self {
         Self { inputs: (1..=inputs).collect(), outputs: (inputs + 1..=inputs + outputs).collect() }
     }
+
+    /// Storage buffers that the shader binds.
+    pub fn count(&self) -> u32 {
+        index(self.inputs.len() + self.outputs.len())
+    }
 }
 
 /// A native kernel over the bytes of its tensors.

@@ -206,9 +206,14 @@ fn choose(node: &Node, descs: &[TensorDesc], capabilities: &Capabilities, option
     let Some(index) = offered.iter().position(|technique| forced.is_none_or(|forced| technique.name() == forced))
     else {
         let names: Vec<_> = offered.iter().map(Technique::name).collect();
-        let lacks_f16 = !capabilities.f16 && descs.iter().any(|desc| desc.dtype == Dtype::F16);
+        let outputs = node.op.outputs(descs)?;
+        let lacks_f16 = !capabilities.f16 && descs.iter().chain(&outputs).any(|desc| desc.dtype == Dtype::F16);
+        let bound = descs.len() + outputs.len();
         let reason = match (lacks_f16, names.is_empty()) {
             (true, _) => "a tensor is f16 and the device has no f16 in shaders".to_owned(),
+            (false, true) if bound > capabilities.storage_buffers as usize => {
+                format!("it binds {bound} storage buffers and the device has {}", capabilities.storage_buffers)
+            }
             (false, true) => "nothing is offered for these shapes".to_owned(),
             (false, false) => format!("offered are {}", names.join(", ")),
         };

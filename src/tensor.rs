@@ -288,8 +288,8 @@ impl HostTensor {
         let wide = self.to_f64();
         let data = match dtype {
             Dtype::F32 => Data::F32(wide.iter().map(|&x| x as f32).collect()),
-            Dtype::F16 => Data::F16(wide.iter().map(|&x| f16::from_f64(x)).collect()),
-            Dtype::BF16 => Data::BF16(wide.iter().map(|&x| bf16::from_f64(x)).collect()),
+            Dtype::F16 => Data::F16(wide.iter().map(|&x| f16::from_f32(rounded_to_odd(x))).collect()),
+            Dtype::BF16 => Data::BF16(wide.iter().map(|&x| bf16::from_f32(rounded_to_odd(x))).collect()),
             Dtype::I8 => Data::I8(wide.iter().map(|&x| x.round_ties_even() as i8).collect()),
             Dtype::F64 => Data::F64(wide),
             Dtype::Bool => Data::Bool(wide.iter().map(|&x| x != 0.0).collect()),
@@ -332,4 +332,32 @@ pub struct ViewMut<'a> {
     pub desc: &'a TensorDesc,
     /// The elements; aligned for every dtype.
     pub bytes: &'a mut [u8],
+}
+
+/// One of the two f32 around `x`, that with an odd last bit: rounded to nearest even in fewer bits it gives what `x` gives. The
+/// `half` crate rounds the upper 32 bits of an f64 and takes what is a little more than a tie for one.
+fn rounded_to_odd(x: f64) -> f32 {
+    let nearest = x as f32;
+    let bits = nearest.to_bits();
+    if x.is_nan() || f64::from(nearest) == x || bits % 2 == 1 {
+        return nearest;
+    }
+    f32::from_bits(if f64::from(nearest.abs()) < x.abs() { bits + 1 } else { bits - 1 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn casts_round_once() {
+        let ulp = 2.0_f64.powi(-40);
+        let tie = 1.0 + 2.0_f64.powi(-8);
+        let x = HostTensor::f64(&[5], vec![tie - ulp, tie, tie + ulp, -1e-60, 3.4e38]).unwrap();
+        let upper = 1.0 + 2.0_f64.powi(-7);
+        assert_eq!(x.cast(Dtype::BF16).to_f64(), [1.0, 1.0, upper, 0.0, f64::INFINITY]);
+        let tie = 1.0 + 2.0_f64.powi(-11);
+        let x = HostTensor::f64(&[4], vec![tie - ulp, tie, tie + ulp, 65_520.0]).unwrap();
+        assert_eq!(x.cast(Dtype::F16).to_f64(), [1.0, 1.0, 1.0 + 2.0_f64.powi(-10), f64::INFINITY]);
+    }
 }

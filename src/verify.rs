@@ -84,13 +84,15 @@ impl Prepared {
     pub fn run(&self, device: &Device) -> Vec<(String, Outcome)> {
         let techniques = self.case.op.techniques(&self.case.descs(), device.capabilities());
         if techniques.is_empty() {
-            let f16 = self.inputs.iter().any(|input| input.desc().dtype == Dtype::F16);
-            let reason = if f16 && !device.capabilities().f16 {
-                "the device has no f16 in shaders"
+            let (bound, bindable) = (self.inputs.len() + self.expected.len(), device.capabilities().storage_buffers);
+            let reason = if self.case.has_f16() && !device.capabilities().f16 {
+                "the device has no f16 in shaders".into()
+            } else if bound > bindable as usize {
+                format!("it binds {bound} storage buffers and the device has {bindable}")
             } else {
-                "no technique is offered"
+                "no technique is offered".into()
             };
-            return vec![("none".into(), Outcome::Skipped(reason.into()))];
+            return vec![("none".into(), Outcome::Skipped(reason))];
         }
         techniques.iter().map(|technique| (technique.name().to_owned(), self.check(device, technique))).collect()
     }
@@ -113,7 +115,7 @@ impl Prepared {
             }
             // A result is rounded to its storage, which may overflow to infinity; the reference is rounded alike.
             let expected = match desc.dtype {
-                Dtype::F16 => &expected.cast(Dtype::F16),
+                Dtype::F16 | Dtype::BF16 => &expected.cast(desc.dtype),
                 _ => expected,
             };
             let got = HostTensor::from_bytes(desc, data).expect("as many bytes as the description says");

@@ -9,7 +9,6 @@ use std::sync::OnceLock;
 
 use common::{Subject, Verdict, each_device, run};
 use libtest_mimic::Completion;
-use regard::Dtype;
 use regard::case::Case;
 use regard::verify::{Outcome, Prepared, cases};
 
@@ -43,8 +42,7 @@ fn check(subject: &Subject, prepared: &Prepared) -> Verdict {
 }
 
 fn lacks_f16(subject: &Subject, case: &Case) -> bool {
-    let f16 = case.descs().iter().any(|desc| desc.dtype == Dtype::F16);
-    f16 && !subject.device.capabilities().f16
+    case.has_f16() && !subject.device.capabilities().f16
 }
 
 fn failure(subject: &Subject, case: &Case, technique: &str, outcome: &Outcome) -> String {

@@ -7,15 +7,18 @@ use super::problem::Problem;
 use super::suite::Suite;
 use super::task::{Definition, Refusal, Task};
 use crate::capabilities::Capabilities;
-use crate::case::{Case, CaseInput};
+use crate::case::{Case, CaseInput, Values};
 use crate::compare::Tolerance;
 use crate::error::Result;
 use crate::graph::Graph;
 use crate::mask::{Causal, Masking};
 use crate::op::Technique;
-use crate::ops::{Concat, LogSumExp, MaskScores, MatMul, MergeHeads, ScoreRule, Softmax, SplitHeads};
+use crate::ops::{
+    Cast, Concat, Dequantize, GatherPages, LogSumExp, MaskScores, MatMul, MergeHeads, Quantize, ScoreRule, Softmax,
+    SplitHeads,
+};
 use crate::plan::PlanOptions;
-use crate::tensor::{Dtype, TensorDesc};
+use crate::tensor::{Dtype, HostTensor, TensorDesc};
 
 /// A line for each problem and technique that these capabilities offer; one line without a technique where there is none.
 pub(super) fn tasks(capabilities: &Capabilities) -> Result<Vec<Task>> {
@@ -98,6 +101,39 @@ fn cases() -> Vec<Case> {
             exact,
         ),
         Case::new("merge_heads b=8,s=1024,h=32,d=64", MergeHeads, vec![input(&[8, 32, 1024, 64])], exact),
+        Case::new("cast n=16777216,bf16", Cast { dtype: Dtype::BF16 }, vec![input(&[4096, 4096])], exact),
+    ]
+    .into_iter()
+    .chain(caches())
+    .collect()
+}
+
+/// Keys of 16,384 positions in 16 heads of 64, as caches store them.
+fn caches() -> [Case; 3] {
+    let [levels, scales] = {
+        let levels = (0..16 << 20).map(|at: u32| (at.wrapping_mul(89) % 255) as i32 - 127);
+        let levels = HostTensor::i8(&[16, 16_384, 64], levels.map(|level| level as i8).collect());
+        let levels = levels.expect("as many as the shape says");
+        let scales = CaseInput::normal(Dtype::F32, &[16, 16_384], 1.0);
+        [CaseInput { desc: levels.desc().clone(), values: Values::Given(levels) }, scales]
+    };
+    let table = HostTensor::u32(&[1, 1024], (0..1024).map(|entry| entry * 37 % 1024).collect());
+    let table = table.expect("as many as the shape says");
+    let table = CaseInput { desc: table.desc().clone(), values: Values::Given(table) };
+    let input = |shape: &[usize]| CaseInput::normal(Dtype::F32, shape, 1.0);
+    let relative = Tolerance { of_scale: 0.0, relative: 6.0 * EPSILON_F32, absolute: 0.0 };
+    // A quotient near a tie may be rounded to either level.
+    let a_level = Tolerance { absolute: 1.0, ..relative };
+    let gather = GatherPages { has_lengths: false };
+    [
+        Case::new("quantize h=16,s=16384,d=64", Quantize, vec![input(&[16, 16_384, 64])], a_level),
+        Case::new("dequantize h=16,s=16384,d=64", Dequantize { dtype: Dtype::F32 }, vec![levels, scales], relative),
+        Case::new(
+            "gather_pages h=16,s=16384,d=64,page=16",
+            gather,
+            vec![input(&[1024, 16, 16, 64]), table],
+            Tolerance::of_scale(0.0),
+        ),
     ]
 }
 

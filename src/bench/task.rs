@@ -70,7 +70,8 @@ impl Task {
     /// As [`Problem::graph`].
     pub fn attention(suite: &'static str, problem: &Problem) -> Result<Self> {
         let scale = (1.0 / (problem.head_dim as f64).sqrt()) as f32;
-        let op = AttentionFused { scale, rule: ScoreRule { masking: problem.masking(), ..ScoreRule::default() } };
+        let rule = ScoreRule { masking: problem.masking(), ..ScoreRule::default() };
+        let op = AttentionFused { scale, rule, ..AttentionFused::default() };
         let shapes = problem.shapes();
         let rows = problem.batch * problem.heads * problem.seq_q;
         let each_row = problem.seq_kv * (problem.head_dim + problem.head_dim_v);

@@ -122,5 +122,6 @@ pub(super) fn capabilities(adapter: &wgpu::Adapter, features: wgpu::Features, li
         invocations: limits.max_compute_invocations_per_workgroup,
         binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
         workgroups: limits.max_compute_workgroups_per_dimension,
+        storage_buffers: limits.max_storage_buffers_per_shader_stage,
     }
 }

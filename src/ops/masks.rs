@@ -88,6 +88,11 @@ impl ScoreRule {
         Tensors { mask, bias, lengths, slopes, queries: Queries { lengths: q_lengths, starts: q_starts }, kv_starts }
     }
 
+    /// Lengths of the keys among those that follow the op's own, where they are known.
+    pub(super) fn lengths<'a>(&self, data: &[Option<&'a HostTensor>]) -> Option<&'a HostTensor> {
+        self.split(data).lengths.copied().flatten()
+    }
+
     /// Whether a score may come out as another, or not at all.
     pub(crate) fn changes(&self, seq_q: usize, seq_kv: usize) -> bool {
         self.tensors() > 0 || self.softcap.is_some() || !self.masking.band(seq_q, seq_kv).is_full(seq_q, seq_kv)

@@ -1,9 +1,12 @@
 //! The ops, one file each, and the list of them that tests, `verify` and benches walk.
 
 mod attention_fused;
+mod cast;
 mod concat;
 mod definition;
 mod log_sum_exp;
+mod dequantize;
+mod gather_pages;
 mod mask_cases;
 mod mask_scores;
 mod masks;
@@ -11,18 +14,26 @@ mod matmul;
 mod merge_heads;
 mod sequences;
 mod sinks;
+mod operands;
+mod quantize;
 mod softmax;
 mod split_heads;
 
 pub use attention_fused::AttentionFused;
-pub(crate) use attention_fused::{MAX_HEAD_DIM, Sizes};
+pub(crate) use attention_fused::MAX_HEAD_DIM;
+pub use cast::Cast;
 pub use concat::Concat;
 pub use log_sum_exp::{LogSumExp, LogSumExpRows};
+pub use dequantize::Dequantize;
+pub use gather_pages::GatherPages;
 pub use mask_scores::{MaskScores, ScoreMasks};
 pub use masks::ScoreRule;
 pub use matmul::{MatMul, Zeros};
 pub use merge_heads::MergeHeads;
 pub(crate) use sinks::check_sinks;
+pub(crate) use operands::Sizes;
+pub use operands::{Layout, Operands};
+pub use quantize::Quantize;
 pub use softmax::Softmax;
 pub use split_heads::SplitHeads;
 
@@ -47,11 +58,17 @@ pub const REGISTRY: &[Entry] = &[
     Entry { name: "split_heads", cases: split_heads::cases },
     Entry { name: "merge_heads", cases: merge_heads::cases },
     Entry { name: "concat", cases: concat::cases },
+    Entry { name: "cast", cases: cast::cases },
+    Entry { name: "quantize", cases: quantize::cases },
+    Entry { name: "dequantize", cases: dequantize::cases },
+    Entry { name: "gather_pages", cases: gather_pages::cases },
     Entry { name: "attention_fused", cases: attention_fused::cases },
 ];
 
 // Library files that several ops call.
+const BF16: Source = wgsl!("lib/bf16");
 const EXCLUDED: Source = wgsl!("lib/excluded");
+const INT8: Source = wgsl!("lib/int8");
 const REDUCE_WORKGROUP: Source = wgsl!("lib/reduce_workgroup");
 const ROW_SUM: Source = wgsl!("lib/row_sum");
 const SINKS_NONE: Source = wgsl!("lib/sinks_none");
@@ -60,6 +77,7 @@ const SINKS_DENSE: Source = wgsl!("lib/sinks_dense");
 /// Binding of `sinks_dense`.
 const SINKS_BINDING: u32 = 17;
 
-/// Relative rounding of f32 and f16.
+/// Relative rounding of f32, f16 and bf16.
 const EPSILON_F32: f64 = 1.0 / (1 << 24) as f64;
 const EPSILON_F16: f64 = 1.0 / (1 << 11) as f64;
+const EPSILON_BF16: f64 = 1.0 / (1 << 8) as f64;

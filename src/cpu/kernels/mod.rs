@@ -2,11 +2,14 @@
 
 pub mod args;
 pub mod attention;
+pub mod convert;
 pub(crate) mod exp;
 pub mod heads;
 pub mod log_sum_exp;
 pub mod mask;
 pub mod matmul;
+pub mod pages;
+pub mod quantise;
 pub(crate) mod scratch;
 mod sequence;
 pub mod softmax;
