@@ -54,7 +54,7 @@ impl Problem {
     fn strategies(&self) -> Vec<Strategy> {
         let wide = self.q.last().max(self.v.last()) > Some(&256);
         let batched_keys = self.q_starts.is_some() && self.kv_starts.is_none();
-        match (wide || self.sinks.is_some(), batched_keys) {
+        match (wide, batched_keys) {
             (true, _) => vec![Strategy::Unfused, Strategy::Auto],
             (false, true) => vec![Strategy::Fused, Strategy::Auto],
             (false, false) => vec![Strategy::Unfused, Strategy::Fused, Strategy::Auto],

@@ -33,23 +33,13 @@ pub struct Quantised<'a> {
 }
 
 impl<'a> Elements<'a> {
-    /// The elements of a tensor of floats; i8 needs its scales.
+    /// The elements of a tensor of floats.
     pub fn of(view: &View<'a>) -> Self {
         match view.desc.dtype {
             Dtype::F16 => Self::F16(bytemuck::cast_slice(view.bytes)),
             Dtype::BF16 => Self::BF16(bytemuck::cast_slice(view.bytes)),
             _ => Self::F32(bytemuck::cast_slice(view.bytes)),
         }
-    }
-
-    /// The elements of an i8 tensor and of the f32 tensor with a scale for each of its rows.
-    pub fn quantised(levels: &View<'a>, scales: &View<'a>) -> Self {
-        let row = levels.desc.row_length().max(1);
-        Self::I8(Quantised {
-            data: bytemuck::cast_slice(levels.bytes),
-            scales: bytemuck::cast_slice(scales.bytes),
-            row,
-        })
     }
 
     /// How many elements are borrowed.
