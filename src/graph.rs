@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::{Error, Result};
-use crate::op::Op;
+use crate::op::{Op, Update};
 use crate::tensor::{HostTensor, TensorDesc};
 
 /// Handle of a tensor in one [`Graph`].
@@ -24,6 +24,8 @@ pub(crate) enum Origin {
     Weight(Arc<HostTensor>),
     /// Output of a node.
     Node,
+    /// Output of a node that changed this tensor in place, and lies where it lay.
+    Update(Tensor),
     /// The same bytes as another tensor, under another shape.
     Reshape(Tensor),
 }
@@ -34,6 +36,8 @@ pub(crate) struct TensorInfo {
     pub origin: Origin,
     /// Name given by the user; empty for anything else.
     pub name: String,
+    /// The op that has changed it in place. What it held is gone, so nothing reads it any more.
+    pub changed_by: Option<&'static str>,
 }
 
 /// One op with its tensors.
@@ -98,9 +102,9 @@ impl Graph {
     /// Marks a tensor to be kept and read under this name.
     ///
     /// # Errors
-    /// When the name is an output's already, or the tensor is another graph's.
+    /// When the name is an output's already, the tensor is another graph's, or an op has changed it in place.
     pub fn output(&mut self, name: &str, tensor: Tensor) -> Result<()> {
-        self.check(tensor)?;
+        self.check_readable(&format!("output `{name}`"), tensor)?;
         if self.outputs.iter().any(|(taken, _)| taken == name) {
             return Err(Error::Graph(format!("two outputs are named `{name}`")));
         }
@@ -108,10 +112,11 @@ impl Graph {
         Ok(())
     }
 
-    /// Adds a node.
+    /// Adds a node. Where the op changes inputs in place, the outputs that take their memory are to be used from then on.
     ///
     /// # Errors
-    /// What the op's shape rule refuses, or a tensor of another graph.
+    /// What the op's shape rule refuses, a tensor of another graph, or one that an earlier op changed in place; a weight, an
+    /// output, or a tensor that the op reads besides, to be changed in place.
     pub fn add(&mut self, op: impl Op + 'static, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         self.add_shared(Arc::new(op), inputs)
     }
@@ -119,13 +124,26 @@ impl Graph {
     /// Adds a node whose op is shared already. Errors as [`Graph::add`].
     pub fn add_shared(&mut self, op: Arc<dyn Op>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
         for &input in inputs {
-            self.check(input)?;
+            self.check_readable(op.name(), input)?;
         }
         let descs: Vec<_> = inputs.iter().map(|input| self.tensors[input.index].desc.clone()).collect();
         let outputs = op.outputs(&descs)?;
         outputs.iter().try_for_each(storable)?;
+        let mut origins = vec![Origin::Node; outputs.len()];
+        for &Update { output, input } in op.updates() {
+            if outputs[output] != descs[input] {
+                let message = format!("{} cannot become {} in place", descs[input], outputs[output]);
+                return Err(Error::shape(op.name(), message));
+            }
+            self.check_changeable(op.name(), inputs, input)?;
+            origins[output] = Origin::Update(inputs[input]);
+        }
+        for &Update { input, .. } in op.updates() {
+            let root = self.root(inputs[input]);
+            self.tensors[root].changed_by = Some(op.name());
+        }
         let outputs: Vec<Tensor> =
-            outputs.into_iter().map(|desc| self.push(desc, Origin::Node, String::new())).collect();
+            outputs.into_iter().zip(origins).map(|(desc, origin)| self.push(desc, origin, String::new())).collect();
         self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone() });
         Ok(outputs)
     }
@@ -133,9 +151,9 @@ impl Graph {
     /// The same elements under another shape. Costs nothing: no node, no copy.
     ///
     /// # Errors
-    /// When the two shapes have different numbers of elements.
+    /// When the two shapes have different numbers of elements, or an op has changed the tensor in place.
     pub fn reshape(&mut self, tensor: Tensor, shape: &[usize]) -> Result<Tensor> {
-        self.check(tensor)?;
+        self.check_readable("reshape", tensor)?;
         let from = &self.tensors[tensor.index].desc;
         let to = TensorDesc::new(from.dtype, shape);
         if to.len() != from.len() {
@@ -167,11 +185,20 @@ impl Graph {
         self.outputs.iter().map(|(name, tensor)| (name.as_str(), &self.tensors[tensor.index].desc))
     }
 
-    /// Index of the tensor that holds the bytes of this one: itself, or what it is a reshape of.
+    /// Index of the tensor that has the elements of this one: itself, or what it is a reshape of.
     pub(crate) fn root(&self, tensor: Tensor) -> usize {
         match self.tensors[tensor.index].origin {
             Origin::Reshape(of) => self.root(of),
             _ => tensor.index,
+        }
+    }
+
+    /// Index of the tensor that this one shares its memory with: its root, or what that came from by changes in place.
+    pub(crate) fn memory(&self, tensor: Tensor) -> usize {
+        let root = self.root(tensor);
+        match self.tensors[root].origin {
+            Origin::Update(of) => self.memory(of),
+            _ => root,
         }
     }
 
@@ -187,7 +214,7 @@ impl Graph {
     }
 
     fn push(&mut self, desc: TensorDesc, origin: Origin, name: String) -> Tensor {
-        self.tensors.push(TensorInfo { desc, origin, name });
+        self.tensors.push(TensorInfo { desc, origin, name, changed_by: None });
         Tensor { graph: self.id, index: self.tensors.len() - 1 }
     }
 
@@ -197,6 +224,40 @@ impl Graph {
             return Ok(());
         }
         Err(Error::Graph("a tensor of another graph was used".into()))
+    }
+
+    /// Refuses, in the name of `reader`, a tensor whose elements are gone.
+    fn check_readable(&self, reader: &str, tensor: Tensor) -> Result<()> {
+        self.check(tensor)?;
+        let info = &self.tensors[self.root(tensor)];
+        match info.changed_by {
+            Some(op) => {
+                let name = if info.name.is_empty() { "a tensor".into() } else { format!("`{}`", info.name) };
+                let message = format!("{reader}: {name} was changed in place by {op}; use what that returned");
+                Err(Error::Graph(message))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Refuses to let an op change an input in place that something else still needs.
+    fn check_changeable(&self, op: &'static str, inputs: &[Tensor], input: usize) -> Result<()> {
+        let memory = self.memory(inputs[input]);
+        let info = &self.tensors[memory];
+        let fail = |why: String| {
+            let name = if info.name.is_empty() { String::new() } else { format!(" `{}`", info.name) };
+            Err(Error::Graph(format!("{op} changes{name} {} in place, {why}", info.desc)))
+        };
+        if matches!(info.origin, Origin::Weight(_)) {
+            return fail("and it is a weight or constant; give it as an input".into());
+        }
+        if let Some((output, _)) = self.outputs.iter().find(|(_, output)| self.memory(*output) == memory) {
+            return fail(format!("and output `{output}` keeps it; name what {op} returns instead"));
+        }
+        if inputs.iter().filter(|&&other| self.memory(other) == memory).count() > 1 {
+            return fail("and is given it twice".into());
+        }
+        Ok(())
     }
 }
 

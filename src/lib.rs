@@ -87,5 +87,5 @@ pub use error::{Error, Result};
 pub use graph::{Graph, Tensor};
 pub use mask::{Causal, Fill, Window};
 pub use ops::Layout;
-pub use plan::{Plan, PlanOptions};
+pub use plan::{Plan, PlanOptions, RunOptions};
 pub use tensor::{Dtype, HostTensor, TensorDesc};

@@ -142,6 +142,8 @@ pub struct Launch {
 }
 
 /// Binding numbers of an op's tensors in its shader's `@group(0)`.
+///
+/// An input that is changed in place has the number of its output: they are one binding, which the shader may write.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bindings {
     /// One number for each input, in graph order.
@@ -158,17 +160,34 @@ impl Bindings {
 
     /// Storage buffers that the shader binds.
     pub fn count(&self) -> u32 {
-        index(self.inputs.len() + self.outputs.len())
+        let own = (0..self.inputs.len()).filter(|&input| !self.is_updated(input)).count();
+        index(own + self.outputs.len())
+    }
+
+    /// Whether this input has no binding of its own, being changed in place.
+    pub fn is_updated(&self, input: usize) -> bool {
+        self.outputs.contains(&self.inputs[input])
     }
 }
 
-/// A native kernel over the bytes of its tensors.
+/// A native kernel over the bytes of its tensors. An input that is changed in place comes as an output that holds its bytes;
+/// among the inputs it has none.
 #[derive(Clone)]
 pub struct CpuKernel {
     /// Op and technique, such as `matmul_native`.
     pub name: &'static str,
     /// Computes every element of the outputs.
     pub run: Arc<CpuFunction>,
+}
+
+/// What a technique on its own is given, for checking it: the inputs, and the outputs with the bytes that they hold before.
+#[derive(Debug, Clone)]
+pub(crate) struct Trial<'a> {
+    pub inputs: &'a [HostTensor],
+    /// Description, and the bytes before, which go on behind the tensor's end.
+    pub outputs: Vec<(TensorDesc, Vec<u8>)>,
+    /// Outputs that hold an input's bytes before.
+    pub updates: &'static [Update],
 }
 
 /// Reads the inputs, writes the outputs.

@@ -9,8 +9,17 @@ use crate::gpu::GpuProgram;
 use crate::graph::Graph;
 pub use crate::schedule::{PlanDescription, PlanOptions, StepDescription};
 use crate::schedule::{Port, Schedule};
-use crate::tensor::HostTensor;
+use crate::tensor::{Dtype, HostTensor};
 pub use crate::timing::{Clock, Profile, Sample};
+
+/// How one run goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RunOptions {
+    /// Look at lengths, positions and pages on the device before each step that is told them, and refuse those that are outside
+    /// of what the step's other tensors have. The steps then run one by one, and those before a refused one have run.
+    /// Without it nobody looks, and whatever they hold, a run stays inside its buffers.
+    pub check: bool,
+}
 
 /// Output tensors by name.
 pub type Outputs = BTreeMap<String, HostTensor>;
@@ -68,15 +77,16 @@ impl Plan {
         self.schedule.describe(self.device.name(), self.device.capabilities())
     }
 
-    /// Uses a resident tensor as the input or output of this name, without a copy, until another is bound.
+    /// Uses a resident tensor as the input or output of this name, without a copy, until another is bound. An input that the
+    /// graph changes in place, such as a cache, keeps what a run made of it for the next.
     ///
     /// # Errors
     /// An unknown name, another shape or dtype, a tensor of another device, or one that is both read and written.
     pub fn bind(&mut self, name: &str, tensor: &DeviceTensor) -> Result<()> {
-        let (port, input) = self.port(name)?;
+        let (port, _) = self.port(name)?;
         let operand = port.operand.clone();
         check_desc(name, &operand.desc, tensor.desc())?;
-        if let Some(other) = self.aliased(operand.slot, input.is_none(), tensor) {
+        if let Some(other) = self.aliased(operand.slot, tensor) {
             return Err(Error::Plan(format!(
                 "`{name}` and `{other}` are one tensor, and a run would write it while it reads it"
             )));
@@ -86,8 +96,9 @@ impl Plan {
             (Engine::Cpu(program), Storage::Cpu(buffer)) => program.bind(operand.slot, buffer),
             _ => return Err(Error::Plan(format!("the tensor for `{name}` lives on another kind of device"))),
         }
-        if let Some(input) = input {
-            self.given[input] = true;
+        // An output that is an input changed in place is that input as well.
+        for (given, input) in self.given.iter_mut().zip(&self.schedule.inputs) {
+            *given |= input.operand.slot == operand.slot;
         }
         Ok(())
     }
@@ -105,7 +116,8 @@ impl Plan {
         Ok(DeviceTensor { desc: port.operand.desc.clone(), storage })
     }
 
-    /// Gives an input its value for the next and all later submissions.
+    /// Gives an input its value for the next and all later submissions. An input that the graph changes in place keeps what a
+    /// run makes of it until it is written again.
     ///
     /// # Errors
     /// An unknown name, another shape or dtype, or a lost device.
@@ -136,6 +148,25 @@ impl Plan {
         }
     }
 
+    /// As [`Plan::submit`], with options.
+    ///
+    /// # Errors
+    /// As [`Plan::submit`], and what the options have checked.
+    pub fn submit_with(&mut self, options: &RunOptions) -> Result<()> {
+        if !options.check {
+            return self.submit();
+        }
+        self.check_given()?;
+        for index in 0..self.schedule.steps.len() {
+            self.check_step(index)?;
+            match &mut self.engine {
+                Engine::Gpu(program) => program.submit_step(index)?,
+                Engine::Cpu(program) => program.submit_step(index),
+            }
+        }
+        Ok(())
+    }
+
     /// Waits for the last submission and copies one output to the host.
     ///
     /// # Errors
@@ -162,8 +193,20 @@ impl Plan {
             return self.collect(bytes);
         }
         self.submit()?;
-        let names: Vec<String> = self.schedule.outputs.iter().map(|port| port.name.clone()).collect();
-        names.into_iter().map(|name| Ok((name.clone(), self.read(&name)?))).collect()
+        self.read_all()
+    }
+
+    /// As [`Plan::run`], with options.
+    ///
+    /// # Errors
+    /// As [`Plan::run`], and what the options have checked.
+    pub fn run_with(&mut self, inputs: &[(&str, &HostTensor)], options: &RunOptions) -> Result<Outputs> {
+        if !options.check {
+            return self.run(inputs);
+        }
+        self.write_all(inputs)?;
+        self.submit_with(options)?;
+        self.read_all()
     }
 
     /// As [`Plan::run`], giving up the thread while the GPU works. Needs no particular executor.
@@ -221,6 +264,30 @@ impl Plan {
         self.check_given()
     }
 
+    fn read_all(&mut self) -> Result<Outputs> {
+        let names: Vec<String> = self.schedule.outputs.iter().map(|port| port.name.clone()).collect();
+        names.into_iter().map(|name| Ok((name.clone(), self.read(&name)?))).collect()
+    }
+
+    /// Lets a step's op look at its lengths, positions and pages as they are on the device.
+    fn check_step(&mut self, index: usize) -> Result<()> {
+        let step = &self.schedule.steps[index];
+        let mut data = Vec::with_capacity(step.inputs.len());
+        for operand in &step.inputs {
+            if operand.desc.dtype != Dtype::U32 {
+                data.push(None);
+                continue;
+            }
+            let bytes = match &mut self.engine {
+                Engine::Gpu(program) => program.peek(operand)?,
+                Engine::Cpu(program) => program.read(operand),
+            };
+            data.push(Some(HostTensor::from_bytes(operand.desc.clone(), &bytes)?));
+        }
+        let descs: Vec<_> = step.inputs.iter().map(|operand| operand.desc.clone()).collect();
+        step.op.check(&descs, &data.iter().map(Option::as_ref).collect::<Vec<_>>())
+    }
+
     fn collect(&self, bytes: Vec<Vec<u8>>) -> Result<Outputs> {
         let ports = self.schedule.outputs.iter();
         ports
@@ -245,8 +312,10 @@ impl Plan {
     }
 
     /// Another input or output that uses the same memory, where one of the two would be written.
-    fn aliased(&self, slot: usize, written: bool, tensor: &DeviceTensor) -> Option<&str> {
-        let inputs = self.schedule.inputs.iter().filter(|_| written);
+    fn aliased(&self, slot: usize, tensor: &DeviceTensor) -> Option<&str> {
+        let is_output = |slot: usize| self.schedule.outputs.iter().any(|port| port.operand.slot == slot);
+        let written = |slot: usize| is_output(slot) || self.schedule.writes(slot);
+        let inputs = self.schedule.inputs.iter().filter(|port| written(slot) || written(port.operand.slot));
         let ports = inputs.chain(&self.schedule.outputs).filter(|port| port.operand.slot != slot);
         ports
             .into_iter()

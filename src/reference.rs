@@ -17,7 +17,7 @@ pub fn run(graph: &Graph, inputs: &[(&str, &HostTensor)]) -> Result<BTreeMap<Str
         values[index] = match &info.origin {
             Origin::Input(name) => Some(input(name, &info.desc, inputs)?),
             Origin::Weight(value) => Some(HostTensor::clone(value)),
-            Origin::Node | Origin::Reshape(_) => None,
+            Origin::Node | Origin::Update(_) | Origin::Reshape(_) => None,
         };
     }
     for node in &graph.nodes {

@@ -7,7 +7,7 @@ use crate::capabilities::{Backend, Capabilities};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Origin, Tensor};
 use crate::memory::{Lifetime, assign};
-use crate::op::{Cost, Technique};
+use crate::op::{Cost, Op, Technique};
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
 
 /// Choices that override the default ones.
@@ -20,7 +20,7 @@ pub struct PlanOptions {
 /// One dispatch or native call.
 #[derive(Debug, Clone)]
 pub(crate) struct Step {
-    pub op: &'static str,
+    pub op: Arc<dyn Op>,
     pub technique: Technique,
     pub inputs: Vec<Operand>,
     pub outputs: Vec<Operand>,
@@ -67,10 +67,10 @@ pub(crate) struct Schedule {
 
 impl Schedule {
     pub fn new(graph: &Graph, capabilities: &Capabilities, options: &PlanOptions) -> Result<Self> {
-        if graph.outputs.is_empty() {
+        let nodes = needed(graph);
+        if graph.outputs.is_empty() && nodes.is_empty() {
             return Err(Error::Graph("there is no output; name one with Graph::output".into()));
         }
-        let nodes = needed(graph);
         if let Some((op, _)) = options.techniques.iter().find(|(op, _)| nodes.iter().all(|node| node.op.name() != op)) {
             let mut ops: Vec<_> = nodes.iter().map(|node| node.op.name()).collect();
             ops.dedup();
@@ -78,7 +78,7 @@ impl Schedule {
         }
         let (slots, slot_of) = place(graph, &nodes);
         let operand = |tensor: Tensor| Operand {
-            slot: slot_of[graph.root(tensor)].expect("every tensor that is needed has a slot"),
+            slot: slot_of[graph.memory(tensor)].expect("every tensor that is needed has a slot"),
             desc: graph.tensors[tensor.index].desc.clone(),
         };
         let steps = nodes
@@ -86,7 +86,7 @@ impl Schedule {
             .map(|node| {
                 let descs: Vec<_> = node.inputs.iter().map(|t| graph.tensors[t.index].desc.clone()).collect();
                 Ok(Step {
-                    op: node.op.name(),
+                    op: node.op.clone(),
                     technique: choose(node, &descs, capabilities, options)?,
                     inputs: node.inputs.iter().map(|&tensor| operand(tensor)).collect(),
                     outputs: node.outputs.iter().map(|&tensor| operand(tensor)).collect(),
@@ -103,12 +103,20 @@ impl Schedule {
         Ok(Self { steps, slots, inputs: inputs.collect(), outputs: outputs.collect() })
     }
 
+    /// Whether a run writes this slot.
+    pub fn writes(&self, slot: usize) -> bool {
+        self.steps.iter().any(|step| step.outputs.iter().any(|operand| operand.slot == slot))
+    }
+
     /// Refuses tensors that the device cannot bind or kernels cannot index.
     pub fn check_limits(&self, capabilities: &Capabilities) -> Result<()> {
         let named =
             self.inputs.iter().chain(&self.outputs).map(|port| (format!("`{}`", port.name), &port.operand.desc));
         let inner = self.steps.iter().flat_map(|step| {
-            step.inputs.iter().chain(&step.outputs).map(|operand| (format!("a tensor of {}", step.op), &operand.desc))
+            step.inputs
+                .iter()
+                .chain(&step.outputs)
+                .map(|operand| (format!("a tensor of {}", step.op.name()), &operand.desc))
         });
         for (tensor, desc) in named.chain(inner) {
             let indexable = match capabilities.backend {
@@ -139,14 +147,17 @@ impl Schedule {
             output_bytes: sum(|role| matches!(role, Role::Output)),
             scratch_bytes: sum(|role| matches!(role, Role::Scratch)),
             staging_bytes: match capabilities.backend {
-                Backend::Gpu => self.inputs.iter().chain(&self.outputs).map(|port| port.operand.desc.bytes()).sum(),
+                Backend::Gpu => {
+                    let unchanged = self.inputs.iter().filter(|port| !self.writes(port.operand.slot));
+                    unchanged.chain(&self.outputs).map(|port| port.operand.desc.bytes()).sum()
+                }
                 Backend::Cpu => 0,
             },
         }
     }
 }
 
-/// Nodes that some output depends on, in order.
+/// Nodes that some output depends on, or that change an input in place, in order.
 fn needed(graph: &Graph) -> Vec<&Node> {
     let mut wanted = vec![false; graph.tensors.len()];
     for (_, tensor) in &graph.outputs {
@@ -154,7 +165,11 @@ fn needed(graph: &Graph) -> Vec<&Node> {
     }
     let mut nodes: Vec<&Node> = Vec::new();
     for node in graph.nodes.iter().rev() {
-        if node.outputs.iter().any(|tensor| wanted[tensor.index]) {
+        let changes_an_input = node.outputs.iter().any(|&tensor| {
+            matches!(graph.tensors[tensor.index].origin, Origin::Update(_))
+                && matches!(graph.tensors[graph.memory(tensor)].origin, Origin::Input(_))
+        });
+        if changes_an_input || node.outputs.iter().any(|tensor| wanted[tensor.index]) {
             node.inputs.iter().for_each(|&tensor| wanted[graph.root(tensor)] = true);
             nodes.push(node);
         }
@@ -163,12 +178,12 @@ fn needed(graph: &Graph) -> Vec<&Node> {
     nodes
 }
 
-/// Slots, and the slot of each root tensor that has one.
+/// Slots, and the slot of each tensor that has memory of its own.
 fn place(graph: &Graph, nodes: &[&Node]) -> (Vec<Slot>, Vec<Option<usize>>) {
     let mut slots = Vec::new();
     let mut slot_of = vec![None; graph.tensors.len()];
-    let kept: Vec<usize> = graph.outputs.iter().map(|(_, tensor)| graph.root(*tensor)).collect();
-    let read: Vec<usize> = nodes.iter().flat_map(|node| &node.inputs).map(|&tensor| graph.root(tensor)).collect();
+    let kept: Vec<usize> = graph.outputs.iter().map(|(_, tensor)| graph.memory(*tensor)).collect();
+    let read: Vec<usize> = nodes.iter().flat_map(|node| &node.inputs).map(|&tensor| graph.memory(tensor)).collect();
     for (index, info) in graph.tensors.iter().enumerate() {
         let role = match &info.origin {
             Origin::Input(_) => Role::Input,
@@ -181,12 +196,15 @@ fn place(graph: &Graph, nodes: &[&Node]) -> (Vec<Slot>, Vec<Option<usize>>) {
     }
     let mut lifetimes: Vec<(usize, Lifetime)> = Vec::new();
     for (step, node) in nodes.iter().enumerate() {
-        for tensor in node.outputs.iter().filter(|tensor| slot_of[tensor.index].is_none()) {
-            let bytes = graph.tensors[tensor.index].desc.bytes();
-            lifetimes.push((tensor.index, Lifetime { bytes, first: step, last: step }));
+        for tensor in &node.outputs {
+            // What was changed in place lives on where it was.
+            if slot_of[tensor.index].is_none() && graph.memory(*tensor) == tensor.index {
+                let bytes = graph.tensors[tensor.index].desc.bytes();
+                lifetimes.push((tensor.index, Lifetime { bytes, first: step, last: step }));
+            }
         }
-        for root in node.inputs.iter().map(|&tensor| graph.root(tensor)) {
-            if let Some((_, lifetime)) = lifetimes.iter_mut().find(|(index, _)| *index == root) {
+        for memory in node.inputs.iter().map(|&tensor| graph.memory(tensor)) {
+            if let Some((_, lifetime)) = lifetimes.iter_mut().find(|(index, _)| *index == memory) {
                 lifetime.last = step;
             }
         }
@@ -237,7 +255,7 @@ pub struct PlanDescription {
     pub output_bytes: u64,
     /// Bytes of the slots that intermediates share.
     pub scratch_bytes: u64,
-    /// Bytes that the host maps to write inputs and read outputs of a GPU; not part of the peak, which is the device's.
+    /// Bytes that the host maps to write inputs (but those that a run changes) and read outputs of a GPU; not part of the peak, which is the device's.
     pub staging_bytes: u64,
 }
 
@@ -262,7 +280,7 @@ impl StepDescription {
     fn new(step: &Step) -> Self {
         let descs = |operands: &[Operand]| operands.iter().map(|operand| operand.desc.clone()).collect();
         Self {
-            op: step.op,
+            op: step.op.name(),
             technique: step.technique.name(),
             inputs: descs(&step.inputs),
             outputs: descs(&step.outputs),

@@ -3,16 +3,19 @@
 use std::fmt;
 
 use crate::case::Case;
-use crate::compare::{Comparison, NanMeans, compare};
+use crate::compare::{Comparison, NanMeans, Tolerance, compare};
 use crate::device::{Device, Inner};
 use crate::error::Result;
-use crate::op::{Rows, Technique};
+use crate::op::{Rows, Technique, Trial};
 use crate::ops::REGISTRY;
-use crate::tensor::{Dtype, HostTensor};
+use crate::tensor::{Dtype, HostTensor, TensorDesc};
 use crate::{cpu, gpu};
 
 /// Bytes after each output that a kernel must leave alone.
-const GUARD: u64 = 64;
+const GUARD: usize = 64;
+
+/// Of so many quantised elements one may be a level off, having been between two of them.
+const BETWEEN_LEVELS: usize = 100;
 
 /// What became of one technique on one case.
 #[derive(Debug, Clone, PartialEq)]
@@ -119,7 +122,7 @@ impl Prepared {
                 _ => expected,
             };
             let got = HostTensor::from_bytes(desc, data).expect("as many bytes as the description says");
-            let comparison = compare(&got, expected, self.case.tolerance, NanMeans::Nan);
+            let comparison = self.compare(&got, expected);
             if worst.as_ref().is_none_or(|worst| comparison.failed > worst.failed) {
                 worst = Some(comparison);
             }
@@ -128,11 +131,37 @@ impl Prepared {
         if comparison.passed() { Outcome::Passed(comparison) } else { Outcome::Wrong(comparison) }
     }
 
+    /// Integers are exact, except that a quotient about halfway between two levels may become either.
+    fn compare(&self, got: &HostTensor, expected: &HostTensor) -> Comparison {
+        let with = |tolerance| compare(got, expected, tolerance, NanMeans::Nan);
+        let exact = Tolerance::of_scale(0.0);
+        match got.desc().dtype {
+            Dtype::U32 => with(exact),
+            Dtype::I8 => {
+                let comparison = with(exact);
+                let few = comparison.failed <= 1 + comparison.compared / BETWEEN_LEVELS;
+                if few { with(Tolerance { absolute: 1.0, ..exact }) } else { comparison }
+            }
+            _ => with(self.case.tolerance),
+        }
+    }
+
     fn bytes(&self, device: &Device, technique: &Technique) -> Result<Vec<Vec<u8>>> {
-        let outputs = self.case.op.outputs(&self.case.descs())?;
+        let updates = self.case.op.updates();
+        let before = |(index, desc): (usize, TensorDesc)| {
+            // 0xff is NaN in every float.
+            let mut bytes = vec![0xff; desc.bytes() as usize + GUARD];
+            if let Some(update) = updates.iter().find(|update| update.output == index) {
+                let input = self.inputs[update.input].bytes();
+                bytes[..input.len()].copy_from_slice(input);
+            }
+            (desc, bytes)
+        };
+        let outputs = self.case.op.outputs(&self.case.descs())?.into_iter().enumerate().map(before).collect();
+        let trial = Trial { inputs: &self.inputs, outputs, updates };
         match (technique, &device.inner) {
-            (Technique::Gpu(launch), Inner::Gpu(gpu)) => gpu::run_trial(gpu, launch, &self.inputs, &outputs, GUARD),
-            (Technique::Cpu(kernel), Inner::Cpu(_)) => cpu::run_trial(kernel, &self.inputs, &outputs, GUARD),
+            (Technique::Gpu(launch), Inner::Gpu(gpu)) => gpu::run_trial(gpu, launch, &trial),
+            (Technique::Cpu(kernel), Inner::Cpu(_)) => cpu::run_trial(kernel, &trial),
             _ => Err(crate::Error::Device("the technique is for another kind of device".into())),
         }
     }

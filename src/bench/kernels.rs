@@ -14,8 +14,8 @@ use crate::graph::Graph;
 use crate::mask::{Causal, Masking};
 use crate::op::Technique;
 use crate::ops::{
-    Cast, Concat, Dequantize, GatherPages, LogSumExp, MaskScores, MatMul, MergeHeads, Quantize, ScoreRule, Softmax,
-    SplitHeads,
+    AppendKv, Assign, Cast, Concat, Dequantize, GatherPages, Layout, LogSumExp, MaskScores, MatMul, MergeHeads,
+    NormRule, Pairs, PositionRule, Quantize, RmsNorm, Rotary, ScoreRule, Softmax, SplitHeads,
 };
 use crate::plan::PlanOptions;
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
@@ -77,6 +77,10 @@ fn cases() -> Vec<Case> {
         Case::new(name, MatMul::default(), vec![input(&[m, k]), input(&[k, n])], matmul_tolerance(k))
     };
     let mask_scores = MaskScores { rule: ScoreRule { masking: causal, ..ScoreRule::default() } };
+    let norm = RmsNorm { rule: NormRule { epsilon: 1e-5, has_weight: false } };
+    let rotary =
+        Rotary { layout: Layout::HeadsFirst, pairs: Pairs::Halves, positions: PositionRule::Counted, norm: None };
+    let append = AppendKv { rotary: Some(Pairs::Halves), ..AppendKv::default() };
     vec![
         matmul([1024, 1024, 1024]),
         matmul([1, 4096, 4096]),
@@ -102,6 +106,10 @@ fn cases() -> Vec<Case> {
         ),
         Case::new("merge_heads b=8,s=1024,h=32,d=64", MergeHeads, vec![input(&[8, 32, 1024, 64])], exact),
         Case::new("cast n=16777216,bf16", Cast { dtype: Dtype::BF16 }, vec![input(&[4096, 4096])], exact),
+        Case::new("assign n=16777216", Assign, vec![input(&[4096, 4096]), input(&[4096, 4096])], exact),
+        Case::new("rms_norm rows=4096,length=4096", norm, vec![input(&[4096, 4096])], root_tolerance(4096)),
+        Case::new("rotary b=4,h=32,s=2048,d=64", rotary, turned(&[4, 32, 2048, 64]), TURNED),
+        Case::new("append_kv b=4,h=32,s=2048,d=64,rotary", append, appended([4, 32, 2048, 64]), TURNED),
     ]
     .into_iter()
     .chain(caches())
@@ -135,6 +143,30 @@ fn caches() -> [Case; 3] {
             Tolerance::of_scale(0.0),
         ),
     ]
+}
+
+/// A tensor of heads with its angles, which are any numbers here.
+fn turned(shape: &[usize]) -> Vec<CaseInput> {
+    let angles = CaseInput::normal(Dtype::F32, &[shape[2], shape[3] / 2], 1.0);
+    vec![CaseInput::normal(Dtype::F32, shape, 1.0), angles.clone(), angles]
+}
+
+/// New keys and values for caches of their own size, which are empty: every run appends them anew.
+fn appended(shape: [usize; 4]) -> Vec<CaseInput> {
+    let rows = || CaseInput::normal(Dtype::F32, &shape, 1.0);
+    let lengths = HostTensor::zeros(TensorDesc::new(Dtype::U32, [shape[0]]));
+    let lengths = CaseInput { desc: lengths.desc().clone(), values: Values::Given(lengths) };
+    let mut inputs = vec![rows(), rows(), rows(), rows(), lengths];
+    inputs.extend(turned(&shape).into_iter().skip(1));
+    inputs
+}
+
+/// Two products and their sum, each rounded.
+const TURNED: Tolerance = Tolerance::of_scale(4.0 * EPSILON_F32);
+
+/// A sum of squares under a root, which leaves half of its √length roundings, and a few for root, quotient and product.
+fn root_tolerance(length: usize) -> Tolerance {
+    Tolerance::of_scale((8.0 + (length as f64).sqrt()) * EPSILON_F32)
 }
 
 /// A sum of k products of normals reaches 5 √k. Its partial sums, of about √k and in the worst of a million elements five

@@ -8,9 +8,9 @@ use std::time::Instant;
 
 use crate::cpu::Cpu;
 use crate::error::{Error, Result};
-use crate::op::{CpuKernel, Technique};
+use crate::op::{CpuKernel, Technique, Trial};
 use crate::schedule::{Operand, Role, Schedule, Step};
-use crate::tensor::{HostTensor, TensorDesc, View, ViewMut};
+use crate::tensor::{View, ViewMut};
 use crate::timing::{Clock, Sample};
 
 /// Memory aligned to a cache line.
@@ -41,6 +41,10 @@ impl CpuBuffer {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
+    fn address(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
+    }
+
     /// The bytes, padded to whole lines.
     pub(crate) fn read(&self) -> Guard<RwLockReadGuard<'_, Vec<Line>>> {
         // A panic of another thread left bytes behind, not a broken invariant.
@@ -69,27 +73,25 @@ impl<L: std::ops::DerefMut<Target = Vec<Line>>> std::ops::DerefMut for Guard<L> 
     }
 }
 
-/// One kernel on its own, its outputs full of NaN before and followed by guard bytes: the bytes of each output with
-/// `guard` bytes after them. All start as 0xff.
-pub(crate) fn run_trial(
-    kernel: &CpuKernel,
-    inputs: &[HostTensor],
-    outputs: &[TensorDesc],
-    guard: u64,
-) -> Result<Vec<Vec<u8>>> {
+/// One kernel on its own, its outputs full of known bytes before, which go on behind their ends: the bytes of each output
+/// afterwards.
+pub(crate) fn run_trial(kernel: &CpuKernel, trial: &Trial<'_>) -> Result<Vec<Vec<u8>>> {
+    let Trial { inputs, outputs, updates } = trial;
     let uploaded = inputs.iter().map(|input| CpuBuffer::from_bytes(input.bytes())).collect::<Result<Vec<_>>>()?;
-    let written = outputs.iter().map(|output| CpuBuffer::zeroed(output.bytes() + guard)).collect::<Result<Vec<_>>>()?;
+    let written = outputs.iter().map(|(_, before)| CpuBuffer::from_bytes(before)).collect::<Result<Vec<_>>>()?;
     let reads: Vec<_> = uploaded.iter().map(CpuBuffer::read).collect();
     let mut writes: Vec<_> = written.iter().map(CpuBuffer::write).collect();
-    writes.iter_mut().for_each(|bytes| bytes.fill(0xff));
-    let views = reads.iter().zip(inputs);
-    let views: Vec<_> =
-        views.map(|(guard, input)| View { desc: input.desc(), bytes: &guard[..input.bytes().len()] }).collect();
+    let views: Vec<_> = (reads.iter().zip(*inputs).enumerate())
+        .map(|(index, (guard, input))| {
+            let updated = updates.iter().any(|update| update.input == index);
+            View { desc: input.desc(), bytes: if updated { &[] } else { &guard[..input.bytes().len()] } }
+        })
+        .collect();
     let mut targets: Vec<_> = (writes.iter_mut().zip(outputs))
-        .map(|(bytes, desc)| ViewMut { desc, bytes: &mut bytes[..desc.bytes() as usize] })
+        .map(|(bytes, (desc, _))| ViewMut { desc, bytes: &mut bytes[..desc.bytes() as usize] })
         .collect();
     (kernel.run)(&views, &mut targets);
-    Ok(writes.iter().zip(outputs).map(|(bytes, desc)| bytes[..(desc.bytes() + guard) as usize].to_vec()).collect())
+    Ok(writes.iter().zip(outputs).map(|(bytes, (_, before))| bytes[..before.len()].to_vec()).collect())
 }
 
 /// A schedule's memory and native kernels.
@@ -133,6 +135,10 @@ impl CpuProgram {
         Ok(())
     }
 
+    pub fn submit_step(&mut self, index: usize) {
+        self.run_step(&self.steps[index]);
+    }
+
     pub fn measure(&mut self) -> Result<Sample> {
         let start = Instant::now();
         self.submit()?;
@@ -149,15 +155,63 @@ impl CpuProgram {
     }
 
     fn run_step(&self, (kernel, step): &(CpuKernel, Step)) {
-        let reads: Vec<_> = step.inputs.iter().map(|operand| self.buffers[operand.slot].read()).collect();
-        let mut writes: Vec<_> = step.outputs.iter().map(|operand| self.buffers[operand.slot].write()).collect();
-        let bytes = |desc: &TensorDesc| desc.bytes() as usize;
-        let inputs: Vec<_> = (reads.iter().zip(&step.inputs))
-            .map(|(guard, operand)| View { desc: &operand.desc, bytes: &guard[..bytes(&operand.desc)] })
+        let mut locks = self.lock(step);
+        let bytes = |operand: &Operand| operand.desc.bytes() as usize;
+        let place = |operand: &Operand, locks: &[Lock<'_>]| {
+            let buffer = self.buffers[operand.slot].address();
+            locks.iter().position(|lock| lock.address == buffer).expect("every tensor of the step is locked")
+        };
+        let read: Vec<_> = step.inputs.iter().map(|operand| place(operand, &locks)).collect();
+        let written: Vec<_> = step.outputs.iter().map(|operand| place(operand, &locks)).collect();
+        let (mut shared, mut exclusive) = (Vec::new(), Vec::new());
+        for lock in &mut locks {
+            // Memory that is written belongs to one output, and is nothing to the inputs: an update finds it there.
+            let (read, write): (&[u8], &mut [u8]) = match &mut lock.guard {
+                LockGuard::Read(guard) => (guard, &mut []),
+                LockGuard::Write(guard) => (&[], guard),
+            };
+            shared.push(read);
+            exclusive.push(write);
+        }
+        let inputs: Vec<_> = (step.inputs.iter().zip(&read))
+            .map(|(operand, &at)| View { desc: &operand.desc, bytes: shared[at].get(..bytes(operand)).unwrap_or(&[]) })
             .collect();
-        let mut outputs: Vec<_> = (writes.iter_mut().zip(&step.outputs))
-            .map(|(guard, operand)| ViewMut { desc: &operand.desc, bytes: &mut guard[..bytes(&operand.desc)] })
+        let outputs = step.outputs.iter().zip(&written);
+        let mut outputs: Vec<_> = outputs
+            .map(|(operand, &at)| {
+                let memory = std::mem::take(&mut exclusive[at]);
+                ViewMut { desc: &operand.desc, bytes: &mut memory[..bytes(operand)] }
+            })
             .collect();
         (kernel.run)(&inputs, &mut outputs);
     }
+
+    /// Locks every buffer of a step once. All plans take them in the order of their addresses, so that no two wait for each
+    /// other.
+    fn lock<'a>(&'a self, step: &Step) -> Vec<Lock<'a>> {
+        let inputs = step.inputs.iter().map(|operand| (operand.slot, false));
+        let outputs = step.outputs.iter().map(|operand| (operand.slot, true));
+        let mut wanted: Vec<_> = inputs
+            .chain(outputs)
+            .map(|(slot, written)| (self.buffers[slot].address(), !written, &self.buffers[slot]))
+            .collect();
+        wanted.sort_by_key(|(address, only_read, _)| (*address, *only_read));
+        wanted.dedup_by_key(|(address, ..)| *address);
+        let lock = |(address, only_read, buffer): (usize, bool, &'a CpuBuffer)| Lock {
+            address,
+            guard: if only_read { LockGuard::Read(buffer.read()) } else { LockGuard::Write(buffer.write()) },
+        };
+        wanted.into_iter().map(lock).collect()
+    }
+}
+
+/// A buffer that a step holds.
+struct Lock<'a> {
+    address: usize,
+    guard: LockGuard<'a>,
+}
+
+enum LockGuard<'a> {
+    Read(Guard<RwLockReadGuard<'a, Vec<Line>>>),
+    Write(Guard<RwLockWriteGuard<'a, Vec<Line>>>),
 }

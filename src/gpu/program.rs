@@ -40,11 +40,12 @@ struct Binding {
     bytes: u64,
 }
 
-/// The inputs' way to the device: one buffer that stays mapped except while a copy out of it is under way.
+/// The inputs' way to the device: one buffer that stays mapped except while a copy out of it is under way. Inputs that a run
+/// changes, such as caches, are large and seldom written: they take no part, and go through the queue.
 #[derive(Debug)]
 struct Upload {
     buffer: GpuBuffer,
-    /// Offset of each slot that is an input.
+    /// Offset of each slot that takes part.
     offsets: Vec<Option<u64>>,
     /// Slots written since the last submission, with their padded bytes.
     pending: Vec<(usize, u64)>,
@@ -107,13 +108,48 @@ impl GpuProgram {
     }
 
     pub fn write(&mut self, slot: usize, bytes: &[u8]) -> Result<()> {
-        self.upload.write(&self.gpu, slot, bytes)
+        match self.upload.offsets[slot] {
+            Some(offset) => self.upload.write(&self.gpu, slot, offset, bytes),
+            None => self.write_through(slot, bytes),
+        }
+    }
+
+    /// Before the next submission, by a copy that wgpu keeps.
+    fn write_through(&self, slot: usize, bytes: &[u8]) -> Result<()> {
+        self.gpu.check_alive()?;
+        let buffer = &self.buffers[slot].0;
+        let (words, rest) = bytes.split_at(bytes.len() / 4 * 4);
+        let mut last = [0; 4];
+        last[..rest.len()].copy_from_slice(rest);
+        self.gpu.scoped(|| {
+            self.gpu.queue.write_buffer(buffer, 0, words);
+            if !rest.is_empty() {
+                self.gpu.queue.write_buffer(buffer, words.len() as u64, &last);
+            }
+        })
     }
 
     pub fn submit(&mut self) -> Result<()> {
         let mut encoder = self.encoder_with_uploads()?;
         self.record(&mut encoder);
         self.finish(encoder)
+    }
+
+    /// One step alone. Inputs that were written go ahead of it.
+    pub fn submit_step(&mut self, index: usize) -> Result<()> {
+        let mut encoder = self.encoder_with_uploads()?;
+        let mut pass = encoder
+            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("regard checked"), timestamp_writes: None });
+        self.steps[index].record(&mut pass);
+        drop(pass);
+        self.finish(encoder)
+    }
+
+    /// The bytes of any tensor as the steps so far, and what was written, have left them.
+    pub fn peek(&mut self, operand: &Operand) -> Result<Vec<u8>> {
+        let encoder = self.encoder_with_uploads()?;
+        self.finish(encoder)?;
+        self.gpu.download(&self.buffers[operand.slot], operand.desc.bytes())
     }
 
     /// One submission that runs and copies these outputs to where the host can map them.
@@ -186,12 +222,11 @@ impl Dispatch {
         buffers: &[GpuBuffer],
         (params_buffer, params): (&GpuBuffer, std::ops::Range<u64>),
     ) -> Result<Self> {
-        let numbers = launch.bindings.inputs.iter().chain(&launch.bindings.outputs);
-        let operands = step.inputs.iter().chain(&step.outputs).zip(numbers).map(|(operand, &number)| Binding {
-            number,
-            slot: operand.slot,
-            bytes: operand.desc.bytes(),
-        });
+        let inputs = step.inputs.iter().zip(&launch.bindings.inputs).enumerate();
+        let inputs = inputs.filter(|(input, _)| !launch.bindings.is_updated(*input)).map(|(_, bound)| bound);
+        let operands = inputs.chain(step.outputs.iter().zip(&launch.bindings.outputs));
+        let operands =
+            operands.map(|(operand, &number)| Binding { number, slot: operand.slot, bytes: operand.desc.bytes() });
         let operands: Vec<_> = operands.collect();
         let pipeline = gpu.pipeline(&launch.shader)?;
         let bound = operands.iter().map(|binding| (binding.number, &buffers[binding.slot], binding.bytes));
@@ -248,8 +283,8 @@ pub(super) fn bind_group<'a>(
 impl Upload {
     fn new(gpu: &Gpu, schedule: &Schedule) -> Result<Self> {
         let mut bytes = 0;
-        let offsets = schedule.slots.iter().map(|slot| {
-            let offset = matches!(slot.role, Role::Input).then_some(bytes);
+        let offsets = schedule.slots.iter().enumerate().map(|(index, slot)| {
+            let offset = (matches!(slot.role, Role::Input) && !schedule.writes(index)).then_some(bytes);
             bytes += offset.map_or(0, |_| aligned(slot.bytes));
             offset
         });
@@ -259,7 +294,7 @@ impl Upload {
         Ok(Self { buffer, offsets, pending: Vec::new(), mapping: Arc::new(Mutex::new(Mapping::Mapped)) })
     }
 
-    fn write(&mut self, gpu: &Gpu, slot: usize, bytes: &[u8]) -> Result<()> {
+    fn write(&mut self, gpu: &Gpu, slot: usize, offset: u64, bytes: &[u8]) -> Result<()> {
         if *lock(&self.mapping) == Mapping::Asked {
             gpu.wait_until(|| *lock(&self.mapping) != Mapping::Asked)?;
         }
@@ -267,7 +302,6 @@ impl Upload {
             gpu.check_alive()?;
             return Err(Error::DeviceLost("the upload buffer could not be mapped".into()));
         }
-        let offset = self.offsets[slot].expect("only inputs are written, and every input has an offset");
         let size = padded(bytes.len() as u64);
         let range = offset..offset + size;
         let mut view = self.buffer.0.get_mapped_range_mut(range).map_err(|error| gpu.complaint(&error))?;
@@ -285,7 +319,7 @@ impl Upload {
         *lock(&self.mapping) = Mapping::Unmapped;
         gpu.scoped(|| self.buffer.0.unmap())?;
         for (slot, size) in self.pending.drain(..) {
-            let offset = self.offsets[slot].expect("only inputs are written");
+            let offset = self.offsets[slot].expect("only slots with an offset are pending");
             encoder.copy_buffer_to_buffer(&self.buffer.0, offset, &buffers[slot].0, 0, size);
         }
         Ok(())

@@ -19,6 +19,12 @@ mod sinks;
 mod softmax;
 mod split_heads;
 
+mod append_kv;
+mod assign;
+mod rms_norm;
+mod rotary;
+mod rotation;
+
 pub use attention_fused::AttentionFused;
 pub(crate) use attention_fused::MAX_HEAD_DIM;
 pub use cast::Cast;
@@ -36,6 +42,12 @@ pub use quantize::Quantize;
 pub(crate) use sinks::check_sinks;
 pub use softmax::Softmax;
 pub use split_heads::SplitHeads;
+
+pub use append_kv::{AppendKv, AppendOptions, KvCache};
+pub use assign::Assign;
+pub use rms_norm::RmsNorm;
+pub use rotary::{PositionRule, Positions, Rotary, RotaryOptions};
+pub use rotation::{Angles, HeadNorm, NormRule, Pairs, rotary_caches};
 
 use crate::case::Case;
 use crate::shader::{Source, wgsl};
@@ -63,6 +75,10 @@ pub const REGISTRY: &[Entry] = &[
     Entry { name: "dequantize", cases: dequantize::cases },
     Entry { name: "gather_pages", cases: gather_pages::cases },
     Entry { name: "attention_fused", cases: attention_fused::cases },
+    Entry { name: "assign", cases: assign::cases },
+    Entry { name: "rms_norm", cases: rms_norm::cases },
+    Entry { name: "rotary", cases: rotary::cases },
+    Entry { name: "append_kv", cases: append_kv::cases },
 ];
 
 // Library files that several ops call.

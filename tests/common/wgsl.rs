@@ -73,12 +73,14 @@ fn scalar(inner: &TypeInner) -> &'static str {
     }
 }
 
-/// Binding 0 is the uniform, the launch's inputs are read-only, its outputs are written, and there is nothing else.
+/// Binding 0 is the uniform, the launch's inputs are read-only, its outputs (and inputs that are changed in place) are written,
+/// and there is nothing else.
 fn bindings(module: &Module, launch: &Launch) -> Result<(), String> {
     let read = AddressSpace::Storage { access: StorageAccess::LOAD };
     let write = AddressSpace::Storage { access: StorageAccess::LOAD | StorageAccess::STORE };
     let mut expected = vec![(0, AddressSpace::Uniform)];
-    expected.extend(launch.bindings.inputs.iter().map(|&number| (number, read)));
+    let own = (0..launch.bindings.inputs.len()).filter(|&input| !launch.bindings.is_updated(input));
+    expected.extend(own.map(|input| (launch.bindings.inputs[input], read)));
     expected.extend(launch.bindings.outputs.iter().map(|&number| (number, write)));
     let variables = module.global_variables.iter().map(|(_, variable)| variable);
     let mut declared: Vec<(u32, AddressSpace)> = variables.filter_map(binding).collect();

@@ -1,5 +1,6 @@
 //! Native kernels: the arithmetic of the CPU backend, over borrowed slices.
 
+pub mod append;
 pub mod args;
 pub mod attention;
 pub mod convert;
@@ -10,6 +11,8 @@ pub mod mask;
 pub mod matmul;
 pub mod pages;
 pub mod quantise;
+pub mod rms_norm;
+pub mod rotary;
 pub(crate) mod scratch;
 mod sequence;
 pub mod softmax;
