@@ -17,6 +17,7 @@ use crate::ops::{
     AppendKv, Assign, Cast, Concat, Dequantize, GatherPages, Layout, LogSumExp, MaskScores, MatMul, MergeHeads,
     NormRule, Pairs, PositionRule, Quantize, RmsNorm, Rotary, ScoreRule, Softmax, SplitHeads,
 };
+use crate::ops::{LayerNorm, LinearAttention, Statistics, TensorScatter, Transpose, Wrap};
 use crate::plan::PlanOptions;
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
 
@@ -76,6 +77,10 @@ fn cases() -> Vec<Case> {
         let name = format!("matmul m={m},k={k},n={n}");
         Case::new(name, MatMul::default(), vec![input(&[m, k]), input(&[k, n])], matmul_tolerance(k))
     };
+    let numbers = |data: Vec<u32>| {
+        let tensor = HostTensor::u32(&[data.len()], data).expect("one axis");
+        CaseInput { desc: tensor.desc().clone(), values: Values::Given(tensor) }
+    };
     let mask_scores = MaskScores { rule: ScoreRule { masking: causal, ..ScoreRule::default() } };
     let norm = RmsNorm { rule: NormRule { epsilon: 1e-5, has_weight: false } };
     let rotary =
@@ -110,6 +115,20 @@ fn cases() -> Vec<Case> {
         Case::new("rms_norm rows=4096,length=4096", norm, vec![input(&[4096, 4096])], root_tolerance(4096)),
         Case::new("rotary b=4,h=32,s=2048,d=64", rotary, turned(&[4, 32, 2048, 64]), TURNED),
         Case::new("append_kv b=4,h=32,s=2048,d=64,rotary", append, appended([4, 32, 2048, 64]), TURNED),
+        Case::new("transpose 4096 x 4096", Transpose { axes: vec![1, 0] }, vec![input(&[4096, 4096])], exact),
+        Case::new(
+            "layer_norm rows=4096,length=4096",
+            LayerNorm { axis: 1, epsilon: 1e-5, statistics: Statistics::Omit },
+            vec![input(&[4096, 4096]), input(&[4096]), input(&[4096])],
+            layer_norm_tolerance(4096),
+        ),
+        Case::new(
+            "tensor_scatter b=1,h=16,s=16 of 8192,d=128",
+            TensorScatter { axis: 2, wrap: Wrap::Linear },
+            vec![input(&[1, 16, 8192, 128]), input(&[1, 16, 16, 128]), numbers(vec![4096])],
+            exact,
+        ),
+        linear_attention(),
     ]
     .into_iter()
     .chain(caches())
@@ -169,6 +188,18 @@ fn root_tolerance(length: usize) -> Tolerance {
     Tolerance::of_scale((8.0 + (length as f64).sqrt()) * EPSILON_F32)
 }
 
+/// Without decay and delta rule, whose inputs must not be any numbers.
+fn linear_attention() -> Case {
+    let [heads, head_dim, seq] = [8, 64, 1024];
+    let op =
+        LinearAttention { heads, kv_heads: heads, scale: None, has_past: false, has_decay: false, has_beta: false };
+    let input = CaseInput::normal(Dtype::F32, &[1, seq, heads * head_dim], 1.0);
+    // Each position rounds every element of the state, of which about √seq add up; then comes a sum of head_dim terms.
+    let roundings = 2.0 + (seq as f64).sqrt() + (head_dim as f64).sqrt();
+    let tolerance = Tolerance::of_scale(8.0 * roundings * EPSILON_F32);
+    Case::new("linear_attention b=1,h=8,s=1024,d=64", op, vec![input.clone(), input.clone(), input], tolerance)
+}
+
 /// A sum of k products of normals reaches 5 √k. Its partial sums, of about √k and in the worst of a million elements five
 /// times that, are rounded k times, of which about √k add up: `5 ε k`, which is √k of the scale, twice that for safety.
 fn matmul_tolerance(k: usize) -> Tolerance {
@@ -178,6 +209,11 @@ fn matmul_tolerance(k: usize) -> Tolerance {
 /// The score, which reaches 5, and its difference to the maximum are rounded; exp and the sum take √length roundings and a few.
 fn softmax_tolerance(length: usize) -> Tolerance {
     Tolerance::of_scale((18.0 + (length as f64).sqrt()) * EPSILON_F32)
+}
+
+/// The sums take √length roundings that add up, and a few more follow.
+fn layer_norm_tolerance(length: usize) -> Tolerance {
+    Tolerance::of_scale((16.0 + (length as f64).sqrt()) * EPSILON_F32)
 }
 
 #[cfg(test)]

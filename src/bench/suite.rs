@@ -121,6 +121,7 @@ fn layer(strategy: Strategy) -> Result<Task> {
     };
     let layer = MultiHeadAttention {
         heads: HEADS,
+        kv_heads: HEADS,
         query: linear("query")?,
         key: linear("key")?,
         value: linear("value")?,

@@ -61,6 +61,12 @@ impl Golden {
         Ok(Self { path: path.display().to_string(), kind, case, tensors })
     }
 
+    /// Why this crate has no layer for a file of a known kind, such as one with scores that are no product; `None` where it
+    /// has one.
+    pub fn lacking(&self) -> Option<String> {
+        kinds::lacking(self)
+    }
+
     /// The layer as a graph.
     ///
     /// # Errors
@@ -102,6 +108,11 @@ impl Golden {
         let value = &self.config()[setting];
         let size = value.as_u64().and_then(|size| usize::try_from(size).ok());
         size.ok_or_else(|| self.fail(format!("config `{setting}` is {value}, a size was expected")))
+    }
+
+    /// Names of all tensors.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
     }
 
     pub(super) fn optional(&self, name: &str) -> Option<&HostTensor> {

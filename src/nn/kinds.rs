@@ -1,5 +1,7 @@
 //! The layers that golden files are for, by the `kind` in their metadata.
 
+mod keras;
+
 use serde_json::Value;
 
 use super::golden::{Golden, GoldenGraph};
@@ -13,11 +15,18 @@ use crate::plan::Outputs;
 use crate::tensor::{Dtype, HostTensor};
 
 /// Kinds that [`build`] knows.
-const KINDS: [&str; 3] = ["seed1_qkv", "seed2_mha", "torch_sdpa"];
+const KINDS: [&str; 5] = ["keras_attention", "keras_gqa", "seed1_qkv", "seed2_mha", "torch_sdpa"];
+
+/// Why a file of a known kind cannot be built; `None` where it can.
+pub(super) fn lacking(golden: &Golden) -> Option<String> {
+    (golden.kind == "keras_attention").then(|| keras::lacking(golden)).flatten()
+}
 
 /// The layer of a file as a graph whose outputs are named as in the file.
 pub(super) fn build(golden: &Golden, strategy: Strategy) -> Result<GoldenGraph> {
     match golden.kind.as_str() {
+        "keras_attention" => keras::attention(golden, strategy),
+        "keras_gqa" => keras::grouped_query_attention(golden, strategy),
         "seed1_qkv" => seed1_qkv(golden, strategy),
         "seed2_mha" => seed2_mha(golden, strategy),
         "torch_sdpa" => torch_sdpa(golden, strategy),
@@ -124,6 +133,7 @@ fn seed2_mha(golden: &Golden, strategy: Strategy) -> Result<GoldenGraph> {
     };
     let layer = MultiHeadAttention {
         heads,
+        kv_heads: heads,
         query: builder.linear("lin_Q")?,
         key: builder.linear("lin_K")?,
         value: builder.linear("lin_V")?,

@@ -30,8 +30,10 @@ impl Linear {
 /// Source: Vaswani et al., arXiv:1706.03762, section 3.2.2. Dropout is the identity: this is inference.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MultiHeadAttention {
-    /// Number of heads; divides the projected width.
+    /// Number of heads; divides the projected width of the query.
     pub heads: usize,
+    /// Number of heads of key and value; divides `heads` and their projected widths.
+    pub kv_heads: usize,
     /// Projection of the query.
     pub query: Linear,
     /// Projection of the key.
@@ -49,7 +51,7 @@ pub struct MultiHeadAttention {
 pub struct MultiHeadAttentionTensors {
     /// Projected query, key and value, `[batch, seq, width]`.
     pub features: [Tensor; 3],
-    /// The same by heads, `[batch, heads, seq, head_dim]`.
+    /// The same by heads, `[batch, heads, seq, head_dim]`; key and value have `kv_heads`.
     pub split: [Tensor; 3],
     /// Masked scores and attention weights, `[batch, heads, seq_q, seq_kv]`; unfused attention only.
     pub scores_and_weights: Option<(Tensor, Tensor)>,
@@ -69,8 +71,8 @@ impl MultiHeadAttention {
     pub fn add(&self, graph: &mut Graph, [query, key, value]: [Tensor; 3]) -> Result<MultiHeadAttentionTensors> {
         let features = [self.query.add(graph, query)?, self.key.add(graph, key)?, self.value.add(graph, value)?];
         let [q, k, v] = features;
-        let split =
-            [graph.split_heads(q, self.heads)?, graph.split_heads(k, self.heads)?, graph.split_heads(v, self.heads)?];
+        let [k, v] = [graph.split_heads(k, self.kv_heads)?, graph.split_heads(v, self.kv_heads)?];
+        let split = [graph.split_heads(q, self.heads)?, k, v];
         let [q, k, v] = split;
         let (attended, scores_and_weights) = match self.attention.strategy {
             Strategy::Unfused => {

@@ -5,8 +5,16 @@
 //! reference evaluator gave, in the node's own types) and `ref64.*` (the same outputs in double precision).
 
 mod attention;
+mod builder;
+mod linear_attention;
+mod matmul;
+mod normalization;
+mod rotary;
+mod softmax;
+mod tensor_scatter;
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::Path;
 
 use safetensors::tensor::TensorView;
@@ -17,12 +25,62 @@ use super::golden::GoldenGraph;
 use crate::attention::Strategy;
 use crate::compare::{Comparison, NanMeans, Tolerance, compare};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Tensor};
 use crate::plan::Outputs;
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
 
-/// Operators of ONNX's own domain that [`OnnxNode::graph`] builds.
-pub const OPERATORS: &[&str] = &["Attention"];
+/// An operator of ONNX's own domain that [`OnnxNode::graph`] builds.
+struct Operator {
+    name: &'static str,
+    /// The opsets that have it as it is built here.
+    opsets: RangeInclusive<u64>,
+    build: fn(&OnnxNode, Strategy) -> Result<GoldenGraph>,
+    /// Output slots that repeat inputs, bit by bit.
+    copies: &'static [usize],
+    /// Strategies that give different graphs.
+    strategies: &'static [Strategy],
+}
+
+const ONE_WAY: &[Strategy] = &[Strategy::Auto];
+const OPERATORS: &[Operator] = &[
+    Operator {
+        name: "Attention",
+        opsets: 23..=25,
+        build: attention::build,
+        copies: attention::COPIES,
+        strategies: &[Strategy::Fused, Strategy::Unfused],
+    },
+    Operator { name: "MatMul", opsets: 1..=u64::MAX, build: matmul::build, copies: &[], strategies: ONE_WAY },
+    Operator { name: "Softmax", opsets: 1..=u64::MAX, build: softmax::build, copies: &[], strategies: ONE_WAY },
+    Operator {
+        name: "LayerNormalization",
+        opsets: 17..=u64::MAX,
+        build: normalization::layer,
+        copies: &[],
+        strategies: ONE_WAY,
+    },
+    Operator {
+        name: "RMSNormalization",
+        opsets: 23..=u64::MAX,
+        build: normalization::rms,
+        copies: &[],
+        strategies: ONE_WAY,
+    },
+    Operator { name: "RotaryEmbedding", opsets: 23..=u64::MAX, build: rotary::build, copies: &[], strategies: ONE_WAY },
+    Operator {
+        name: "TensorScatter",
+        opsets: 24..=u64::MAX,
+        build: tensor_scatter::build,
+        copies: &[0],
+        strategies: ONE_WAY,
+    },
+    Operator {
+        name: "LinearAttention",
+        opsets: 27..=u64::MAX,
+        build: linear_attention::build,
+        copies: &[],
+        strategies: ONE_WAY,
+    },
+];
 
 /// Share of the largest magnitude that an f32 output may be off: sums of up to some hundred terms, each rounded once.
 const F32_OF_SCALE: f64 = 1e-5;
@@ -85,7 +143,7 @@ impl OnnxNode {
         let (inputs, outputs) = (names("inputs")?, names("outputs")?);
         let mut tensors = BTreeMap::new();
         // Only the tensors of an operator that can be built must be of known types.
-        let known = OPERATORS.contains(&operator.as_str());
+        let known = known(&operator).is_some();
         for (name, view) in file.tensors().into_iter().filter(|_| known) {
             let value = load(&view).map_err(|message| fail(format!("tensor `{name}` {message}")))?;
             tensors.insert(name, Stored { dtype: view.dtype(), value });
@@ -96,7 +154,12 @@ impl OnnxNode {
 
     /// Whether [`OnnxNode::graph`] knows the operator.
     pub fn is_known(&self) -> bool {
-        OPERATORS.contains(&self.operator.as_str())
+        known(&self.operator).is_some()
+    }
+
+    /// The strategies that give different graphs; none for an operator that is not known.
+    pub fn strategies(&self) -> &'static [Strategy] {
+        known(&self.operator).map_or(&[], |operator| operator.strategies)
     }
 
     /// The node as a graph whose inputs and outputs are named as in the file.
@@ -104,11 +167,16 @@ impl OnnxNode {
     /// # Errors
     /// An unknown operator, attribute or slot; values that mean nothing; shapes that do not fit. Each names the file.
     pub fn graph(&self, strategy: Strategy) -> Result<GoldenGraph> {
-        if !self.is_known() {
-            let known = OPERATORS.join(", ");
-            return Err(self.fail(format!("operator `{}` is unknown; known are {known}", self.operator)));
+        let Some(operator) = known(&self.operator) else {
+            let known: Vec<_> = OPERATORS.iter().map(|operator| operator.name).collect();
+            return Err(self.fail(format!("operator `{}` is unknown; known are {}", self.operator, known.join(", "))));
+        };
+        if !operator.opsets.contains(&self.opset) {
+            let (first, last) = operator.opsets.clone().into_inner();
+            let known = if last == u64::MAX { format!("{first} and later") } else { format!("{first} to {last}") };
+            return Err(self.fail(format!("{} of opset {} is unknown; known are {known}", operator.name, self.opset)));
         }
-        attention::build(self, strategy).map_err(|error| match error {
+        (operator.build)(self, strategy).map_err(|error| match error {
             Error::File { .. } => error,
             other => self.fail(other.to_string()),
         })
@@ -120,13 +188,14 @@ impl OnnxNode {
     /// # Errors
     /// An output that the run or the file lacks.
     pub fn compare(&self, outputs: &Outputs) -> Result<Vec<(String, Comparison)>> {
+        let copies = known(&self.operator).map_or(&[][..], |operator| operator.copies);
         let mut comparisons = Vec::new();
         for (slot, name) in self.outputs.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
             let got = outputs.get(name.as_str());
             let got = got.ok_or_else(|| self.fail(format!("the run has no output `{name}`")))?;
             let out = self.stored(&format!("out.{name}"))?;
             let exact = self.tensors.get(&format!("ref64.{name}"));
-            let checks = if attention::COPIES.contains(&slot) {
+            let checks = if copies.contains(&slot) {
                 vec![("out", copied(got, &out.value))]
             } else {
                 self.checks(got, out, exact.map(|exact| &exact.value))
@@ -167,6 +236,10 @@ impl OnnxNode {
     }
 }
 
+fn known(name: &str) -> Option<&'static Operator> {
+    OPERATORS.iter().find(|operator| operator.name == name)
+}
+
 /// The same bits. A copy that passes as numbers may still differ in the sign of a zero.
 fn copied(got: &HostTensor, wanted: &HostTensor) -> Comparison {
     let wanted = wanted.cast(got.desc().dtype);
@@ -201,47 +274,4 @@ fn load(view: &TensorView<'_>) -> std::result::Result<HostTensor, String> {
         other => return Err(format!("is {other:?}; a float of 16 to 64 bits, u8, i32, i64 or bool was expected")),
     };
     tensor.map_err(|error| error.to_string())
-}
-
-/// A node under construction: each named input is one tensor, however many slots take it.
-struct Builder<'a> {
-    node: &'a OnnxNode,
-    graph: Graph,
-    added: Vec<(String, Tensor)>,
-    inputs: Vec<(String, HostTensor)>,
-}
-
-impl<'a> Builder<'a> {
-    fn new(node: &'a OnnxNode) -> Self {
-        Self { node, graph: Graph::new(), added: Vec::new(), inputs: Vec::new() }
-    }
-
-    /// The file's tensor in an input slot; `None` where the slot is not used.
-    fn slot(&self, slot: usize) -> Result<Option<&'a Stored>> {
-        let name = self.node.inputs.get(slot).filter(|name| !name.is_empty());
-        name.map(|name| self.node.stored(&format!("in.{name}"))).transpose()
-    }
-
-    /// The graph's tensor for an input slot that is used.
-    fn input(&mut self, slot: usize, value: HostTensor) -> Result<Tensor> {
-        let name = &self.node.inputs[slot];
-        if let Some((_, tensor)) = self.added.iter().find(|(added, _)| added == name) {
-            return Ok(*tensor);
-        }
-        let tensor = self.graph.input(name, value.desc().clone())?;
-        self.added.push((name.clone(), tensor));
-        self.inputs.push((name.clone(), value));
-        Ok(tensor)
-    }
-
-    fn output(&mut self, slot: usize, tensor: Tensor) -> Result<()> {
-        match self.node.outputs.get(slot).filter(|name| !name.is_empty()) {
-            Some(name) => self.graph.output(name, tensor),
-            None => Ok(()),
-        }
-    }
-
-    fn finish(self) -> GoldenGraph {
-        GoldenGraph { graph: self.graph, inputs: self.inputs }
-    }
 }

@@ -1,11 +1,15 @@
 //! The ops, one file each, and the list of them that tests, `verify` and benches walk.
 
+mod append_kv;
+mod assign;
 mod attention_fused;
 mod cast;
 mod concat;
 mod definition;
 mod dequantize;
 mod gather_pages;
+mod layer_norm;
+mod linear_attention;
 mod log_sum_exp;
 mod mask_cases;
 mod mask_scores;
@@ -14,16 +18,15 @@ mod matmul;
 mod merge_heads;
 mod operands;
 mod quantize;
+mod rms_norm;
+mod rotary;
+mod rotation;
 mod sequences;
 mod sinks;
 mod softmax;
 mod split_heads;
-
-mod append_kv;
-mod assign;
-mod rms_norm;
-mod rotary;
-mod rotation;
+mod tensor_scatter;
+mod transpose;
 
 pub use attention_fused::AttentionFused;
 pub(crate) use attention_fused::MAX_HEAD_DIM;
@@ -48,6 +51,11 @@ pub use assign::Assign;
 pub use rms_norm::RmsNorm;
 pub use rotary::{PositionRule, Positions, Rotary, RotaryOptions};
 pub use rotation::{Angles, HeadNorm, NormRule, Pairs, rotary_caches};
+
+pub use layer_norm::{LayerNorm, Statistics};
+pub use linear_attention::{LinearAttention, LinearTensors};
+pub use tensor_scatter::{TensorScatter, Wrap};
+pub use transpose::Transpose;
 
 use crate::case::Case;
 use crate::shader::{Source, wgsl};
@@ -79,6 +87,10 @@ pub const REGISTRY: &[Entry] = &[
     Entry { name: "rms_norm", cases: rms_norm::cases },
     Entry { name: "rotary", cases: rotary::cases },
     Entry { name: "append_kv", cases: append_kv::cases },
+    Entry { name: "transpose", cases: transpose::cases },
+    Entry { name: "layer_norm", cases: layer_norm::cases },
+    Entry { name: "tensor_scatter", cases: tensor_scatter::cases },
+    Entry { name: "linear_attention", cases: linear_attention::cases },
 ];
 
 // Library files that several ops call.

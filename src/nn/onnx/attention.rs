@@ -4,12 +4,11 @@
 //! `nonpad_kv_seqlen − q_sequence_length` per batch element where that is given, and 0 otherwise. Causality and windows both
 //! count from it.
 
-use std::ops::Range;
-
 use safetensors::Dtype as StoredDtype;
 use serde_json::Value;
 
-use super::{Builder, OnnxNode, Stored};
+use super::builder::{Builder, Slots, float, integer, unknown};
+use super::{OnnxNode, Stored};
 use crate::attention::{Attention, Strategy};
 use crate::error::Result;
 use crate::graph::Tensor;
@@ -18,10 +17,11 @@ use crate::nn::golden::GoldenGraph;
 use crate::tensor::{Dtype, HostTensor};
 
 /// Output slots that repeat inputs: `present_key` and `present_value`.
-pub(super) const COPIES: Range<usize> = 1..3;
+pub(super) const COPIES: &[usize] = &[1, 2];
 
-const INPUTS: [&str; 7] = ["Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen"];
-const OUTPUTS: [&str; 4] = ["Y", "present_key", "present_value", "qk_matmul_output"];
+const INPUTS: &[&str] = &["Q", "K", "V", "attn_mask", "past_key", "past_value", "nonpad_kv_seqlen"];
+/// Y, present_key, present_value, qk_matmul_output.
+const OUTPUTS: usize = 4;
 const Q: usize = 0;
 const K: usize = 1;
 const V: usize = 2;
@@ -35,12 +35,9 @@ const SOFTMAX_PRECISIONS: [i64; 4] = [1, 10, 11, 16];
 
 pub(super) fn build(node: &OnnxNode, strategy: Strategy) -> Result<GoldenGraph> {
     let attributes = Attributes::read(node)?;
-    check_slots(node)?;
-    let mut builder = Builder::new(node);
-    let dtype = common_dtype(&builder)?;
-    let shapes = [Q, K].map(|slot| required(&builder, slot).map(|stored| stored.value.shape().to_vec()));
-    let [q_shape, k_shape] = shapes;
-    let heads = attributes.heads(node, [&q_shape?, &k_shape?])?;
+    let mut builder = start(node)?;
+    let dtype = builder.float_dtype(&[Q, K, V, PAST_KEY, PAST_VALUE])?;
+    let heads = attributes.heads(node, [builder.shape(Q)?, builder.shape(K)?])?;
     let flat = heads.is_some();
     let q = operand(&mut builder, Q, dtype, heads.map(|heads| heads[0]))?;
     let mut k = operand(&mut builder, K, dtype, heads.map(|heads| heads[1]))?;
@@ -61,8 +58,7 @@ pub(super) fn build(node: &OnnxNode, strategy: Strategy) -> Result<GoldenGraph> 
         Attention { scale: attributes.scale, softcap: attributes.softcap, strategy, ..Attention::default() };
     mask(&mut builder, keys, &mut options)?;
     positions(&mut builder, &attributes, [seq_q, keys, past], &mut options)?;
-    let wants_steps = node.outputs.get(3).is_some_and(|name| !name.is_empty());
-    let steps = if wants_steps { Some(builder.graph.attention_steps([q, k, v], &options)?) } else { None };
+    let steps = if builder.wants(3) { Some(builder.graph.attention_steps([q, k, v], &options)?) } else { None };
     let y = match steps {
         Some(steps) if strategy == Strategy::Unfused => steps.output,
         _ => builder.graph.attention(q, k, v, &options)?,
@@ -88,9 +84,6 @@ struct Attributes {
 
 impl Attributes {
     fn read(node: &OnnxNode) -> Result<Self> {
-        if !(23..=25).contains(&node.opset) {
-            return Err(node.fail(format!("Attention of opset {} is unknown; known are 23 to 25", node.opset)));
-        }
         let mut read =
             Self { causal: false, heads: [None; 2], scale: None, softcap: None, window: Window::default(), mode: 0 };
         for (name, value) in &node.attributes {
@@ -104,7 +97,7 @@ impl Attributes {
                 "softmax_precision" if SOFTMAX_PRECISIONS.contains(&integer(node, name, value, 0..i64::MAX)?) => {}
                 "left_window_size" if node.opset >= 25 => read.window.left = reach(node, name, value)?,
                 "right_window_size" if node.opset >= 25 => read.window.right = reach(node, name, value)?,
-                _ => return Err(node.fail(format!("Attention-{} has no attribute `{name}` = {value}", node.opset))),
+                _ => return Err(unknown(node, name, value)),
             }
         }
         Ok(read)
@@ -131,38 +124,15 @@ impl Attributes {
     }
 }
 
-fn integer(node: &OnnxNode, name: &str, value: &Value, range: Range<i64>) -> Result<i64> {
-    let number = value.as_i64().filter(|number| range.contains(number));
-    number.ok_or_else(|| {
-        node.fail(format!("attribute `{name}` is {value}, an integer from {} was expected", describe(&range)))
-    })
-}
-
-fn describe(range: &Range<i64>) -> String {
-    if range.end == i64::MAX { range.start.to_string() } else { format!("{} to {}", range.start, range.end - 1) }
-}
-
-fn float(node: &OnnxNode, name: &str, value: &Value) -> Result<f32> {
-    let number = value.as_f64().map(|number| number as f32);
-    number.ok_or_else(|| node.fail(format!("attribute `{name}` is {value}, a number was expected")))
-}
-
 /// One side of a window; −1 is unlimited.
 fn reach(node: &OnnxNode, name: &str, value: &Value) -> Result<Option<i64>> {
     Ok(Some(integer(node, name, value, -1..i64::MAX)?).filter(|&reach| reach >= 0))
 }
 
-/// Slots that this opset has, in combinations that mean something, and no tensor without a slot.
-fn check_slots(node: &OnnxNode) -> Result<()> {
+/// A graph with the slots that this opset has, in combinations that mean something.
+fn start(node: &OnnxNode) -> Result<Builder<'_>> {
     let known = if node.opset >= 24 { INPUTS.len() } else { NONPAD };
-    let extra = |names: &[String], known| names.iter().skip(known).find(|name| !name.is_empty()).cloned();
-    if let Some(name) = extra(&node.inputs, known).or_else(|| extra(&node.outputs, OUTPUTS.len())) {
-        return Err(node.fail(format!("Attention-{} has no slot for `{name}`", node.opset)));
-    }
-    let given = node.tensors.keys().filter_map(|name| name.strip_prefix("in."));
-    if let Some(name) = given.into_iter().find(|name| !node.inputs.iter().any(|input| input == name)) {
-        return Err(node.fail(format!("tensor `in.{name}` is in no input slot")));
-    }
+    let builder = Builder::new(node, &Slots { inputs: &INPUTS[..known], required: 3, outputs: OUTPUTS })?;
     let used = |slot: usize| node.inputs.get(slot).is_some_and(|name| !name.is_empty());
     if used(PAST_KEY) != used(PAST_VALUE) {
         return Err(node.fail("past_key and past_value need each other, one of them is absent"));
@@ -170,33 +140,12 @@ fn check_slots(node: &OnnxNode) -> Result<()> {
     if used(PAST_KEY) && used(NONPAD) {
         return Err(node.fail("nonpad_kv_seqlen excludes past_key and past_value"));
     }
-    Ok(())
-}
-
-fn required<'a>(builder: &Builder<'a>, slot: usize) -> Result<&'a Stored> {
-    builder.slot(slot)?.ok_or_else(|| builder.node.fail(format!("input `{}` is absent", INPUTS[slot])))
-}
-
-/// f16 where everything that is multiplied is f16, else f32, which holds bf16 exactly.
-fn common_dtype(builder: &Builder<'_>) -> Result<Dtype> {
-    let mut common = Dtype::F16;
-    for slot in [Q, K, V, PAST_KEY, PAST_VALUE] {
-        let stored = if slot <= V { Some(required(builder, slot)?) } else { builder.slot(slot)? };
-        match stored.map(|stored| stored.dtype) {
-            None | Some(StoredDtype::F16) => {}
-            Some(StoredDtype::F32 | StoredDtype::BF16) => common = Dtype::F32,
-            Some(other) => {
-                let name = INPUTS[slot];
-                return Err(builder.node.fail(format!("input `{name}` is {other:?}; f32, f16 or bf16 was expected")));
-            }
-        }
-    }
-    Ok(common)
+    Ok(builder)
 }
 
 /// An operand as `[batch, heads, seq, head_dim]`, split where `heads` says how.
 fn operand(builder: &mut Builder<'_>, slot: usize, dtype: Dtype, heads: Option<usize>) -> Result<Tensor> {
-    let value = required(builder, slot)?.value.cast(dtype);
+    let value = builder.required(slot)?.value.cast(dtype);
     let expected = if heads.is_some() { 3 } else { 4 };
     if value.desc().rank() != expected {
         let message = format!("input `{}` is {}, rank {expected} was expected", INPUTS[slot], value.desc());
@@ -255,28 +204,14 @@ fn positions(
         options.kv_lengths = Some(builder.input(NONPAD, lengths)?);
         return Ok(());
     }
-    if past + seq_q == keys || (options.causal.is_none() && options.window.is_none()) {
+    if past + seq_q == keys {
         return Ok(());
     }
-    if attributes.causal {
-        let past = u32::try_from(past).map_err(|_| builder.node.fail(format!("a past of {past} keys is too long")))?;
-        options.causal = Some(Causal::Past(past));
-        return Ok(());
-    }
-    // A window alone stands at the end of the keys, and these queries do not: it becomes a mask, in whichever of the two is free.
-    let sees = |(i, j): (usize, usize)| {
-        let ahead = j as i64 - (i + past) as i64;
-        let left = attributes.window.left.is_none_or(|left| -ahead <= left);
-        left && attributes.window.right.is_none_or(|right| ahead <= right)
-    };
-    let band: Vec<bool> = (0..seq_q).flat_map(|i| (0..keys).map(move |j| (i, j))).map(sees).collect();
-    options.window = None;
-    if options.mask.is_none() {
-        options.mask = Some(builder.graph.constant(HostTensor::bool(&[seq_q, keys], band)?)?);
-    } else {
-        let band = band.into_iter().map(|sees| if sees { 0.0 } else { f32::NEG_INFINITY }).collect();
-        options.bias = Some(builder.graph.constant(HostTensor::f32(&[seq_q, keys], band)?)?);
-    }
+    // These queries do not end where the keys do, which is what the graph would take them to do.
+    let past = u32::try_from(past).map_err(|_| builder.node.fail(format!("a past of {past} keys is too long")))?;
+    let own = Some(Causal::Past(past));
+    options.causal = options.causal.and(own);
+    options.window = options.window.map(|window| Window { align: own, ..window });
     Ok(())
 }
 

@@ -1,0 +1,216 @@
+//! Layers of Keras 3: `Attention` and `GroupedQueryAttention`. Both take query, value and key in this order; a key that is absent
+//! is the value, and a value that is absent is the query. Masks are true where something takes part.
+
+use serde_json::Value;
+
+use super::Builder;
+use crate::attention::{Attention, Strategy};
+use crate::error::Result;
+use crate::graph::Tensor;
+use crate::mask::{Causal, Fill, Masking};
+use crate::nn::golden::{Golden, GoldenGraph};
+use crate::nn::{Linear, MultiHeadAttention};
+use crate::ops::ScoreMasks;
+use crate::tensor::{Dtype, HostTensor};
+
+/// Why `Attention` of this configuration cannot be built; `None` where it can.
+pub(super) fn lacking(golden: &Golden) -> Option<String> {
+    let config = golden.config();
+    let class = config["class"].as_str().unwrap_or("Attention");
+    match config["score_mode"].as_str().unwrap_or("dot") {
+        _ if class != "Attention" => Some(format!("Keras {class} scores by something else than a product")),
+        "dot" => None,
+        mode => Some(format!("Keras Attention with score_mode `{mode}` scores by something else than a product")),
+    }
+}
+
+/// `Attention`: a product without `1 / √head_dim`, times a trained scale where there is one; −1e9 on masked scores, so that a
+/// row without a key is uniform; zeros in rows that the query's mask leaves out.
+pub(super) fn attention(golden: &Golden, strategy: Strategy) -> Result<GoldenGraph> {
+    if let Some(reason) = lacking(golden) {
+        return Err(golden.fail(reason));
+    }
+    let known = ["in.query", "in.value", "in.key", "in.query_mask", "in.value_mask", "w.scale"];
+    only(golden, &known)?;
+    let mut builder = Builder::new(golden);
+    let qkv = query_key_value(&mut builder)?;
+    let config = golden.config();
+    let scale = if config["use_scale"] == Value::Bool(true) { scalar(golden, "w.scale")? } else { 1.0 };
+    let mut options = Attention {
+        scale: Some(scale),
+        fill: Fill::Assign(-1e9),
+        causal: causal(golden),
+        strategy,
+        ..Attention::default()
+    };
+    if let Some(mask) = golden.optional("in.value_mask") {
+        options.mask = Some(mask_input(&mut builder, "value_mask", mask, |[batch, keys]| vec![batch, 1, keys])?);
+    }
+    let mut y = if strategy == Strategy::Unfused {
+        let steps = builder.graph.attention_steps(qkv, &options)?;
+        // One head: the axes are those of query and value.
+        let shape = builder.graph.desc(steps.weights)?.shape[1..].to_vec();
+        let weights = builder.graph.reshape(steps.weights, &shape)?;
+        builder.graph.output("p", weights)?;
+        steps.output
+    } else {
+        let [q, k, v] = qkv;
+        builder.graph.attention(q, k, v, &options)?
+    };
+    if let Some(mask) = golden.optional("in.query_mask") {
+        let rows = mask_input(&mut builder, "query_mask", mask, |[batch, queries]| vec![batch, 1, queries, 1])?;
+        y = keep_rows(&mut builder, y, rows)?;
+    }
+    builder.graph.output("y", y)?;
+    Ok(builder.finish())
+}
+
+/// `GroupedQueryAttention` that returns its scores: a row without a key gives zeros and then the output's bias.
+pub(super) fn grouped_query_attention(golden: &Golden, strategy: Strategy) -> Result<GoldenGraph> {
+    let inputs =
+        ["in.query", "in.value", "in.key", "in.attention_mask", "in.query_mask", "in.key_mask", "in.value_mask"];
+    let weights =
+        ["query", "key", "value", "output"].map(|name| [format!("w.{name}.kernel"), format!("w.{name}.bias")]);
+    let known: Vec<&str> = inputs.into_iter().chain(weights.iter().flatten().map(String::as_str)).collect();
+    only(golden, &known)?;
+    let (heads, kv_heads) = (golden.size("num_query_heads")?, golden.size("num_key_value_heads")?);
+    let mut builder = Builder::new(golden);
+    let [query, key, value] = query_key_value(&mut builder)?;
+    let mut options = Attention { causal: causal(golden), strategy, ..Attention::default() };
+    let sizes = [query, value].map(|tensor| builder.graph.desc(tensor).map(|desc| desc.shape.clone()));
+    let [sizes, source] = sizes;
+    let (&[batch, queries, _], &[_, keys, _]) = (&sizes?[..], &source?[..]) else {
+        return Err(golden.fail("query and value need rank 3"));
+    };
+    if let Some(mask) = combined_mask(golden, [batch, queries, keys])? {
+        options.mask = Some(builder.input("mask", mask)?);
+    }
+    let layer = MultiHeadAttention {
+        heads,
+        kv_heads,
+        query: projection(&mut builder, "query", Side::Heads)?,
+        key: projection(&mut builder, "key", Side::Heads)?,
+        value: projection(&mut builder, "value", Side::Heads)?,
+        output: projection(&mut builder, "output", Side::Features)?,
+        attention: options,
+    };
+    let tensors = layer.add(&mut builder.graph, [query, key, value])?;
+    builder.graph.output("y", tensors.output)?;
+    if let Some((_, weights)) = tensors.scores_and_weights {
+        builder.graph.output("scores", weights)?;
+    }
+    Ok(builder.finish())
+}
+
+/// Refuses inputs and weights that the layer would not read.
+fn only(golden: &Golden, known: &[&str]) -> Result<()> {
+    let given = golden.names().filter(|name| name.starts_with("in.") || name.starts_with("w."));
+    match given.into_iter().find(|name| !known.contains(name)) {
+        Some(name) => Err(golden.fail(format!("tensor `{name}` is none of a layer of kind `{}`", golden.kind))),
+        None => Ok(()),
+    }
+}
+
+fn query_key_value(builder: &mut Builder<'_>) -> Result<[Tensor; 3]> {
+    let golden = builder.golden;
+    let has = |name: &str| golden.optional(name).is_some();
+    let query = builder.float_input("query")?;
+    let value = if has("in.value") { builder.float_input("value")? } else { query };
+    let key = if has("in.key") { builder.float_input("key")? } else { value };
+    Ok([query, key, value])
+}
+
+fn causal(golden: &Golden) -> Option<Causal> {
+    (golden.config()["use_causal_mask"] == Value::Bool(true)).then_some(Causal::TopLeft)
+}
+
+fn scalar(golden: &Golden, name: &str) -> Result<f32> {
+    let value = golden.floats(name)?;
+    match value.to_f64()[..] {
+        [scalar] => Ok(scalar as f32),
+        _ => Err(golden.fail(format!("tensor `{name}` is {}, one number was expected", value.desc()))),
+    }
+}
+
+/// A mask of two axes as an input, under the shape that it broadcasts from.
+fn mask_input(
+    builder: &mut Builder<'_>,
+    name: &str,
+    mask: &HostTensor,
+    shape: fn([usize; 2]) -> Vec<usize>,
+) -> Result<Tensor> {
+    let &[first, second] = mask.shape() else {
+        return Err(builder.golden.fail(format!("tensor `in.{name}` is {}, two axes were expected", mask.desc())));
+    };
+    let mask = builder.input(name, mask.cast(Dtype::Bool))?;
+    builder.graph.reshape(mask, &shape([first, second]))
+}
+
+/// Zeros in the rows of `y` `[batch, seq, width]` where the mask says false: what masking does to scores.
+fn keep_rows(builder: &mut Builder<'_>, y: Tensor, rows: Tensor) -> Result<Tensor> {
+    let shape = builder.graph.desc(y)?.shape.clone();
+    let &[batch, seq, width] = &shape[..] else {
+        return Err(builder.golden.fail(format!("the output has shape {shape:?}, rank 3 was expected")));
+    };
+    let scores = builder.graph.reshape(y, &[batch, 1, seq, width])?;
+    let masking = Masking { fill: Fill::Assign(0.0), ..Masking::default() };
+    let kept = builder.graph.mask_scores(scores, &ScoreMasks { masking, mask: Some(rows), ..ScoreMasks::default() })?;
+    builder.graph.reshape(kept, &shape)
+}
+
+/// All masks of a file, combined: `[batch, 1, queries, keys]`.
+fn combined_mask(golden: &Golden, [batch, queries, keys]: [usize; 3]) -> Result<Option<HostTensor>> {
+    // Sizes of each mask, and what lies between two neighbours along batch, queries and keys.
+    let masks = [
+        ("in.attention_mask", vec![batch, queries, keys], [queries * keys, keys, 1]),
+        ("in.query_mask", vec![batch, queries], [queries, 1, 0]),
+        ("in.key_mask", vec![batch, keys], [keys, 0, 1]),
+        ("in.value_mask", vec![batch, keys], [keys, 0, 1]),
+    ];
+    let mut combined: Option<Vec<bool>> = None;
+    for (name, shape, strides) in masks {
+        let Some(mask) = golden.optional(name) else { continue };
+        if mask.shape() != shape {
+            return Err(golden.fail(format!("tensor `{name}` is {}, {shape:?} was expected", mask.desc())));
+        }
+        let mask = mask.to_f64();
+        let combined = combined.get_or_insert_with(|| vec![true; batch * queries * keys]);
+        for (index, seen) in combined.iter_mut().enumerate() {
+            let at = [index / keys / queries, index / keys % queries, index % keys];
+            *seen &= mask[at.iter().zip(strides).map(|(at, stride)| at * stride).sum::<usize>()] != 0.0;
+        }
+    }
+    combined.map(|combined| HostTensor::bool(&[batch, 1, queries, keys], combined)).transpose()
+}
+
+/// Which side of a projection has two axes, heads and head_dim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Side {
+    /// What comes out: kernel `[features, heads, head_dim]`.
+    Heads,
+    /// What goes in: kernel `[heads, head_dim, features]`.
+    Features,
+}
+
+/// A kernel with three axes, and its bias where there is one, as PyTorch stores them.
+fn projection(builder: &mut Builder<'_>, name: &str, side: Side) -> Result<Linear> {
+    let golden = builder.golden;
+    let (kernel_name, bias_name) = (format!("w.{name}.kernel"), format!("w.{name}.bias"));
+    let kernel = golden.floats(&kernel_name)?;
+    let &[first, middle, last] = kernel.shape() else {
+        return Err(golden.fail(format!("tensor `{kernel_name}` is {}, three axes were expected", kernel.desc())));
+    };
+    let [rows, columns] = match side {
+        Side::Heads => [first, middle * last],
+        Side::Features => [first * middle, last],
+    };
+    let data = kernel.to_f64();
+    let turned = (0..rows * columns).map(|index| data[index % rows * columns + index / rows]).collect();
+    let weight = HostTensor::f64(&[columns, rows], turned)?.cast(Dtype::F32);
+    let weight = builder.graph.weight(&kernel_name, weight)?;
+    if golden.optional(&bias_name).is_none() {
+        return Ok(Linear { weight, bias: None });
+    }
+    let bias = golden.floats(&bias_name)?.reshape(&[columns])?;
+    Ok(Linear { weight, bias: Some(builder.graph.weight(&bias_name, bias)?) })
+}
