@@ -8,7 +8,8 @@
 //   which queries and keys there are, and which belong together: queries_*, keys_*, parts_*;
 //   sinks  [heads] (sinks_dense); lse  [batch, heads, seq_q] (lse_dense)
 //
-// A workgroup of 8 × 8 lanes owns QUERIES query rows of one head and walks the keys in tiles of KEYS. A lane owns 4 rows × 4
+// A workgroup of 8 × 8 lanes owns QUERIES query rows of one head, or the few rows of HEADS_PER_TILE heads that read one key
+// head, and walks the keys in tiles of KEYS. A lane owns 4 rows × 4
 // keys of the scores, and the same rows × 4 of every CHUNK value dimensions of o. Head dimensions pass through workgroup
 // memory CHUNK at a time, queries and keys transposed. The running maximum and sum are FlashAttention's
 // (arXiv:2205.14135); o stays unnormalised until the end (arXiv:2307.08691).
@@ -23,6 +24,7 @@
 const HEAD_DIM: u32 = 64u; // host
 const VALUE_DIM: u32 = 64u; // host
 const GUARDED: bool = true; // host
+const HEADS_PER_TILE: u32 = 1u; // host
 
 const LOWEST: f32 = -3.4028234e38;
 const EDGE: u32 = 8u;
@@ -71,6 +73,7 @@ struct Params {
     slope_sequence: u32,
     sequences: u32,
     parts: u32, // of the rows of one batch element
+    rows_per_head: u32, // of a tile with several heads
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -81,7 +84,7 @@ var<workgroup> wg_rows: array<vec4<f32>, EDGE * EDGE>; // [row / 4][lane of the 
 struct Tile {
     s: Sequence,
     batch: u32,
-    head: u32,
+    head: u32, // the first
     first_row: u32, // of the sequence
     rows: u32, // of the output that it writes, those without a query as zeros
     length: u32, // keys that exist
@@ -95,13 +98,29 @@ fn outer(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
     return mat4x4<f32>(rows.x * columns, rows.y * columns, rows.z * columns, rows.w * columns);
 }
 
+// Head of a row of the tile.
+fn head_of(tile: Tile, row: u32) -> u32 {
+    return tile.head + select(0u, min(row / params.rows_per_head, HEADS_PER_TILE - 1u), HEADS_PER_TILE > 1u);
+}
+
+// Query of a row of the tile, counted in its sequence.
+fn query_of(tile: Tile, row: u32) -> u32 {
+    return tile.first_row + row - select(0u, (head_of(tile, row) - tile.head) * params.rows_per_head, HEADS_PER_TILE > 1u);
+}
+
+// Where a row of the tile lies among those of q and o.
+fn place_of(tile: Tile, row: u32) -> u32 {
+    return tile.q_start + (head_of(tile, row) - tile.head) * params.q_head + (query_of(tile, row) - tile.first_row) * params.q_row;
+}
+
 fn masked(tile: Tile, row: u32, key: u32, product: f32) -> f32 {
-    let i = tile.first_row + row;
+    let head = head_of(tile, row);
+    let i = query_of(tile, row);
     if key >= tile.length || i >= tile.s.q_count {
         return params.excluded;
     }
-    let score = biased(sloped(capped(product * params.scale), tile.s, tile.head, i, key), tile.s, tile.head, i, key);
-    return select(params.fill, score, allowed(tile.s, tile.head, i, key));
+    let score = biased(sloped(capped(product * params.scale), tile.s, head, i, key), tile.s, head, i, key);
+    return select(params.fill, score, allowed(tile.s, head, i, key));
 }
 
 fn masked_row(tile: Tile, row: u32, key: u32, products: vec4<f32>) -> vec4<f32> {
@@ -121,15 +140,15 @@ fn weights(scores: vec4<f32>, maximum: vec4<f32>) -> vec4<f32> {
 
 fn store(tile: Tile, row: u32, d: u32, values: vec4<f32>) {
     if row < tile.rows {
-        o_store(tile.q_start + row * params.q_row, d, values);
+        o_store(place_of(tile, row), d, values);
     }
 }
 
 // One lane of those that share a row keeps the logarithm of its sum.
 fn store_sum(tile: Tile, row: u32, maximum: f32, total: f32) {
     if row < tile.rows {
-        let i = tile.first_row + row;
-        let at = (tile.batch * params.heads + tile.head) * params.seq_q + tile.s.q_begin + i;
+        let i = query_of(tile, row);
+        let at = (tile.batch * params.heads + head_of(tile, row)) * params.seq_q + tile.s.q_begin + i;
         lse_store(at, select(maximum + log(total), params.excluded, total == 0.0 || i >= tile.s.q_count));
     }
 }
@@ -141,8 +160,9 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let at = workgroup.x + workgroup.y * workgroups.x;
-    let head = at / params.parts % params.heads;
-    let batch = at / params.parts / params.heads;
+    let groups = params.heads / HEADS_PER_TILE;
+    let head = at / params.parts % groups * HEADS_PER_TILE;
+    let batch = at / params.parts / groups;
     if batch >= params.batch {
         return;
     }
@@ -157,14 +177,16 @@ fn main(
     let q_start = batch * params.q_batch + head * params.q_head + (s.q_begin + first_row) * params.q_row;
     let kv_batch = key_batch(s.index);
     let kv_begin = kv_start(kv_batch, head / (params.heads / params.kv_heads)) + s.k_begin * params.kv_row;
-    let tile = Tile(s, batch, head, first_row, mine.rows, length, q_start, kv_batch, kv_begin);
+    let rows_of_a_head = select(QUERIES, params.rows_per_head, HEADS_PER_TILE > 1u);
+    let rows = select(mine.rows, HEADS_PER_TILE * params.rows_per_head, HEADS_PER_TILE > 1u);
+    let tile = Tile(s, batch, head, first_row, rows, length, q_start, kv_batch, kv_begin);
     let x = lane % EDGE; // which four keys, or value dimensions
     let y = lane / EDGE; // which four rows
     let row = 4u * y;
 
     // Keys that some row of the tile may look at.
     let shift = band_shift(s);
-    let last_row = i32(min(first_row + QUERIES, s.q_count)) - 1;
+    let last_row = i32(min(first_row + rows_of_a_head, s.q_count)) - 1;
     let begin = u32(clamp(i32(first_row) + params.visit_lower + shift, 0, i32(length))) / KEYS * KEYS;
     let end = u32(clamp(last_row + params.visit_upper + shift + 1, 0, i32(length)));
 
@@ -247,9 +269,11 @@ fn main(
         total += wg_rows[y * EDGE + i];
     }
     // A sink is one more score, without a value. A total of zero means that the row looks at nothing; a NaN is kept.
-    let top = max(maximum, vec4(sink(head)));
+    let drains = vec4(
+        sink(head_of(tile, row)), sink(head_of(tile, row + 1u)), sink(head_of(tile, row + 2u)), sink(head_of(tile, row + 3u)));
+    let top = max(maximum, drains);
     let shrink = exp(maximum - top);
-    total = total * shrink + weights(vec4(sink(head)), top);
+    total = total * shrink + weights(drains, top);
     let inverse = select(shrink / total, vec4<f32>(), total == vec4<f32>());
     for (var c = 0u; c < VALUE_CHUNKS; c++) {
         let d = c * CHUNK + 4u * x;

@@ -152,7 +152,7 @@ mod tests {
             text("'<f4'", "'<c8'"),
             text("'<f4'", "'<i4'"),
             text("False", "True "),
-            text("(2, 3)", "(9, 9)"),
+            text("(2, 3, )", "(9, 9, )"),
         ];
         for bytes in broken {
             std::fs::write(&path, &bytes).unwrap();

@@ -37,7 +37,7 @@ struct Problem {
 
 /// Cases for each property: the CPU backend computes one in microseconds; on a GPU many of them are a pipeline to compile.
 fn hold(subject: &Subject, property: Property) -> Verdict {
-    let cases = if subject.device.capabilities().backend == Backend::Cpu { 200 } else { 100 };
+    let cases = if subject.device.capabilities().backend == Backend::Cpu { 400 } else { 30 };
     // A fixed seed: a failure on one machine is one on all.
     let config = Config { cases, failure_persistence: None, rng_seed: RngSeed::Fixed(5), ..Config::default() };
     let drawn = (problems(), 0..60usize);

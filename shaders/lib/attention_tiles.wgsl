@@ -8,10 +8,10 @@ var<workgroup> wg_tile: array<vec4<f32>, CHUNK * EDGE>; // keys [dimension][key 
 var<workgroup> wg_poisoned: atomic<u32>; // the value tile holds a NaN or infinity
 
 fn q_element(tile: Tile, row: u32, d: u32) -> f32 {
-    if tile.first_row + row >= tile.s.q_count || d >= HEAD_DIM {
+    if row >= tile.rows || query_of(tile, row) >= tile.s.q_count || d >= HEAD_DIM {
         return 0.0;
     }
-    return q_at(tile.q_start + row * params.q_row, d);
+    return q_at(place_of(tile, row), d);
 }
 
 fn k_element(tile: Tile, key: u32, d: u32) -> f32 {

@@ -10,9 +10,9 @@ fn nothing_seen(tile: Tile, first_key: u32, lane: u32) -> bool {
     workgroupBarrier();
     var seen = false;
     for (var i = lane; i < QUERIES * KEYS; i += LANES) {
-        let row = tile.first_row + i / KEYS;
+        let row = i / KEYS;
         let key = first_key + i % KEYS;
-        seen = seen || (row < tile.s.q_count && key < tile.length && allowed(tile.s, tile.head, row, key));
+        seen = seen || is_seen(tile, row, key);
     }
     if seen {
         atomicStore(&wg_any_seen, 1u);
@@ -22,4 +22,10 @@ fn nothing_seen(tile: Tile, first_key: u32, lane: u32) -> bool {
         wg_skip = select(0u, 1u, atomicLoad(&wg_any_seen) == 0u);
     }
     return workgroupUniformLoad(&wg_skip) != 0u;
+}
+
+fn is_seen(tile: Tile, row: u32, key: u32) -> bool {
+    let query = query_of(tile, row);
+    let exists = row < tile.rows && query < tile.s.q_count && key < tile.length;
+    return exists && allowed(tile.s, head_of(tile, row), query, key);
 }

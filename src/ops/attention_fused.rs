@@ -85,7 +85,7 @@ params! {
         band_lower: i32, band_upper: i32, visit_lower: i32, visit_upper: i32,
         mask_batch: u32, mask_head: u32, mask_query: u32, mask_key: u32,
         bias_batch: u32, bias_head: u32, bias_query: u32, bias_key: u32,
-        position: i32, slope_sequence: u32, sequences: u32, parts: u32,
+        position: i32, slope_sequence: u32, sequences: u32, parts: u32, rows_per_head: u32,
     }
 }
 
@@ -252,19 +252,31 @@ impl AttentionFused {
         libraries.extend(rules);
         let (partition, parts) = checked.parts(QUERIES);
         libraries.push(partition);
+        let heads_per_tile = self.heads_per_tile(&sizes);
         constants.extend(rule_constants);
         constants.extend([
             ("HEAD_DIM", Constant::U32(index(sizes.head_dim))),
             ("VALUE_DIM", Constant::U32(index(sizes.head_dim_v))),
             ("GUARDED", Constant::Bool(!checked.sees_all())),
+            ("HEADS_PER_TILE", Constant::U32(index(heads_per_tile))),
         ]);
         let shader = Shader { main: FUSED, libraries, constants };
         if (shader.needs_f16() && !capabilities.f16) || bindings.count() > capabilities.storage_buffers {
             return None;
         }
         let nothing = self.outputs(inputs).is_ok_and(|outputs| outputs.iter().all(TensorDesc::is_empty));
-        let workgroups = if nothing { [0; 3] } else { fold(sizes.batch * sizes.heads * parts, capabilities) };
+        let workgroups = if nothing { [0; 3] } else { fold(sizes.batch * sizes.heads / heads_per_tile * parts, capabilities) };
         Some(Launch { shader, params: self.params(&sizes, &checked).into(), workgroups, bindings })
+    }
+
+    /// How many heads that read one key head are rows of one tile: as many as fit, where queries are few, so that a decoding step
+    /// reads its keys once. Packed sequences have their own numbers of queries, which only the device knows.
+    fn heads_per_tile(&self, sizes: &Sizes) -> usize {
+        if self.rule.has_q_starts || sizes.seq_q == 0 || sizes.kv_heads == 0 {
+            return 1;
+        }
+        let group = sizes.heads / sizes.kv_heads;
+        (1..=group).rev().find(|&heads| group % heads == 0 && heads * sizes.seq_q <= QUERIES).unwrap_or(1)
     }
 
     /// Library files and constants for how tensors are stored; bindings of the optional ones are added.
@@ -353,6 +365,7 @@ impl AttentionFused {
             slope_sequence: rule.slope_sequence,
             sequences: rule.sequences,
             parts: index(checked.parts(QUERIES).1),
+            rows_per_head: index(sizes.seq_q),
         }
     }
 }
