@@ -105,9 +105,11 @@ pub struct Params {
     pub layout: &'static [(&'static str, &'static str)],
 }
 
-/// Declares the uniform buffer of an op: fields of `u32`, `i32` or `f32`, in the order of the shader's `struct Params`.
+/// Declares the uniform buffer of an op: fields in the order of the shader's `struct Params`, each `u32`, `i32` or
+/// `f32`, or an array `[[u32; 4]; N]` of vectors, which the shader spells `array<vec4<u32>, N>` and which must come
+/// first.
 macro_rules! params {
-    (struct $name:ident { $($field:ident: $kind:ident),* $(,)? }) => {
+    (struct $name:ident { $($field:ident: $kind:ty),* $(,)? }) => {
         #[repr(C)]
         #[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
         struct $name { $($field: $kind),* }

@@ -14,14 +14,16 @@ use crate::graph::Graph;
 use crate::mask::{Causal, Masking};
 use crate::op::Technique;
 use crate::ops::{
-    AppendKv, Assign, Cast, Concat, Dequantize, GatherPages, Layout, LogSumExp, MaskScores, MatMul, MergeHeads,
-    NormRule, Pairs, PositionRule, Quantize, RmsNorm, Rotary, ScoreRule, Softmax, SplitHeads,
+    AppendKv, Assign, AxisPadding, AxisSlice, Binary, Cast, Concat, Dequantize, Elementwise, Embedding, GatherPages,
+    LayerNorm, Layout, LinearAttention, LogSumExp, MaskScores, MatMul, MergeHeads, NormRule, Operand, Pad, Pairs,
+    PositionRule, Quantize, Reduce, ReducedAxes, Reduction, RmsNorm, Rotary, ScoreRule, Slice, Softmax, SplitHeads,
+    Statistics, Step, TensorScatter, Transpose, Unary, Wrap,
 };
-use crate::ops::{LayerNorm, LinearAttention, Statistics, TensorScatter, Transpose, Wrap};
 use crate::plan::PlanOptions;
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
 
-/// A line for each problem and technique that these capabilities offer; one line without a technique where there is none.
+/// A line for each problem and technique that these capabilities offer; one line without a technique where there is
+/// none.
 pub(super) fn tasks(capabilities: &Capabilities) -> Result<Vec<Task>> {
     let suite = Suite::Kernels.name();
     let mut tasks = cases().into_iter().map(op_task).collect::<Result<Vec<_>>>()?;
@@ -81,6 +83,11 @@ fn cases() -> Vec<Case> {
         let tensor = HostTensor::u32(&[data.len()], data).expect("one axis");
         CaseInput { desc: tensor.desc().clone(), values: Values::Given(tensor) }
     };
+    let reduce = |axis| Reduce { reduction: Reduction::Mean, axes: vec![axis], reduced: ReducedAxes::Dropped };
+    let ids = HostTensor::u32(&[16384], (0..16384).map(|i| i * 7919 % 16384).collect()).expect("16384 ids");
+    let ids = CaseInput { desc: ids.desc().clone(), values: Values::Given(ids) };
+    let every_other = Slice { axes: vec![AxisSlice { axis: 1, start: 0, end: i64::MAX, step: 2 }] };
+    let pad = Pad { axes: vec![AxisPadding::default(), AxisPadding { before: 1, after: 1 }], value: 0.0 };
     let mask_scores = MaskScores { rule: ScoreRule { masking: causal, ..ScoreRule::default() } };
     let norm = RmsNorm { rule: NormRule { epsilon: 1e-5, has_weight: false } };
     let rotary =
@@ -109,6 +116,23 @@ fn cases() -> Vec<Case> {
             vec![input(&[1, 16, 4096, 64]), input(&[1, 16, 4096, 64])],
             exact,
         ),
+        Case::new(
+            "elementwise gelu(x + bias) rows=4096,length=4096",
+            Elementwise { steps: vec![Step::Binary(Binary::Add, Operand::Input(1)), Step::Unary(Unary::Gelu)] },
+            vec![input(&[4096, 4096]), input(&[4096])],
+            // A sum that reaches 10 is rounded, and so is a distribution that reaches 1.
+            Tolerance::of_scale(16.0 * EPSILON_F32),
+        ),
+        Case::new("reduce mean rows=4096,length=4096", reduce(1), vec![input(&[4096, 4096])], reduce_tolerance(4096)),
+        Case::new(
+            "reduce mean columns=4096,length=4096",
+            reduce(0),
+            vec![input(&[4096, 4096])],
+            reduce_tolerance(4096),
+        ),
+        Case::new("embedding rows=16384,width=1024,ids=16384", Embedding, vec![input(&[16384, 1024]), ids], exact),
+        Case::new("slice [4096, 4096] every other column", every_other, vec![input(&[4096, 4096])], exact),
+        Case::new("pad [4096, 4094] by a column on each side", pad, vec![input(&[4096, 4094])], exact),
         Case::new("merge_heads b=8,s=1024,h=32,d=64", MergeHeads, vec![input(&[8, 32, 1024, 64])], exact),
         Case::new("cast n=16777216,bf16", Cast { dtype: Dtype::BF16 }, vec![input(&[4096, 4096])], exact),
         Case::new("assign n=16777216", Assign, vec![input(&[4096, 4096]), input(&[4096, 4096])], exact),
@@ -200,13 +224,22 @@ fn linear_attention() -> Case {
     Case::new("linear_attention b=1,h=8,s=1024,d=64", op, vec![input.clone(), input.clone(), input], tolerance)
 }
 
-/// A sum of k products of normals reaches 5 √k. Its partial sums, of about √k and in the worst of a million elements five
-/// times that, are rounded k times, of which about √k add up: `5 ε k`, which is √k of the scale, twice that for safety.
+/// A sum of k products of normals reaches 5 √k. Its partial sums, of about √k and in the worst of a million elements
+/// five times that, are rounded k times, of which about √k add up: `5 ε k`, which is √k of the scale, twice that for
+/// safety.
 fn matmul_tolerance(k: usize) -> Tolerance {
     Tolerance::of_scale(2.0 * (1.0 + (k as f64).sqrt()) * EPSILON_F32)
 }
 
-/// The score, which reaches 5, and its difference to the maximum are rounded; exp and the sum take √length roundings and a few.
+/// A sum of n normals, and its partial sums, reach 5 √n; n roundings of that, of which √n add up, are `5 ε n`. The
+/// largest mean of many rows is about 4 / √n, so that this is 2 √n of the scale, and the division rounds a few times
+/// more.
+fn reduce_tolerance(n: usize) -> Tolerance {
+    Tolerance::of_scale((2.0 * (n as f64).sqrt() + 6.0) * EPSILON_F32)
+}
+
+/// The score, which reaches 5, and its difference to the maximum are rounded; exp and the sum take √length roundings
+/// and a few.
 fn softmax_tolerance(length: usize) -> Tolerance {
     Tolerance::of_scale((18.0 + (length as f64).sqrt()) * EPSILON_F32)
 }

@@ -265,7 +265,8 @@ impl AttentionFused {
             return None;
         }
         let nothing = self.outputs(inputs).is_ok_and(|outputs| outputs.iter().all(TensorDesc::is_empty));
-        let workgroups = if nothing { [0; 3] } else { fold(sizes.batch * sizes.heads / heads_per_tile * parts, capabilities) };
+        let workgroups =
+            if nothing { [0; 3] } else { fold(sizes.batch * sizes.heads / heads_per_tile * parts, capabilities) };
         Some(Launch { shader, params: self.params(&sizes, &checked).into(), workgroups, bindings })
     }
 

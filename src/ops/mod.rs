@@ -1,5 +1,6 @@
 //! The ops, one file each, and the list of them that tests, `verify` and benches walk.
 
+mod any_dtype;
 mod append_kv;
 mod assign;
 mod attention_fused;
@@ -7,6 +8,8 @@ mod cast;
 mod concat;
 mod definition;
 mod dequantize;
+mod elementwise;
+mod embedding;
 mod gather_pages;
 mod layer_norm;
 mod linear_attention;
@@ -17,23 +20,32 @@ mod masks;
 mod matmul;
 mod merge_heads;
 mod operands;
+mod pad;
 mod quantize;
+mod reduce;
 mod rms_norm;
 mod rotary;
 mod rotation;
 mod sequences;
 mod sinks;
+mod slice;
 mod softmax;
 mod split_heads;
 mod tensor_scatter;
 mod transpose;
 
+pub use append_kv::{AppendKv, AppendOptions, KvCache};
+pub use assign::Assign;
 pub use attention_fused::AttentionFused;
 pub(crate) use attention_fused::MAX_HEAD_DIM;
 pub use cast::Cast;
 pub use concat::Concat;
 pub use dequantize::Dequantize;
+pub use elementwise::{Binary, Elementwise, Operand, Step, Unary};
+pub use embedding::Embedding;
 pub use gather_pages::GatherPages;
+pub use layer_norm::{LayerNorm, Statistics};
+pub use linear_attention::{LinearAttention, LinearTensors};
 pub use log_sum_exp::{LogSumExp, LogSumExpRows};
 pub use mask_scores::{MaskScores, ScoreMasks};
 pub use masks::ScoreRule;
@@ -41,19 +53,16 @@ pub use matmul::{MatMul, Zeros};
 pub use merge_heads::MergeHeads;
 pub(crate) use operands::Sizes;
 pub use operands::{Layout, Operands};
+pub use pad::{AxisPadding, Pad};
 pub use quantize::Quantize;
-pub(crate) use sinks::check_sinks;
-pub use softmax::Softmax;
-pub use split_heads::SplitHeads;
-
-pub use append_kv::{AppendKv, AppendOptions, KvCache};
-pub use assign::Assign;
+pub use reduce::{Reduce, ReducedAxes, Reduction};
 pub use rms_norm::RmsNorm;
 pub use rotary::{PositionRule, Positions, Rotary, RotaryOptions};
 pub use rotation::{Angles, HeadNorm, NormRule, Pairs, rotary_caches};
-
-pub use layer_norm::{LayerNorm, Statistics};
-pub use linear_attention::{LinearAttention, LinearTensors};
+pub(crate) use sinks::check_sinks;
+pub use slice::{AxisSlice, Slice};
+pub use softmax::Softmax;
+pub use split_heads::SplitHeads;
 pub use tensor_scatter::{TensorScatter, Wrap};
 pub use transpose::Transpose;
 
@@ -91,6 +100,11 @@ pub const REGISTRY: &[Entry] = &[
     Entry { name: "layer_norm", cases: layer_norm::cases },
     Entry { name: "tensor_scatter", cases: tensor_scatter::cases },
     Entry { name: "linear_attention", cases: linear_attention::cases },
+    Entry { name: "elementwise", cases: elementwise::cases },
+    Entry { name: "reduce", cases: reduce::cases },
+    Entry { name: "embedding", cases: embedding::cases },
+    Entry { name: "slice", cases: slice::cases },
+    Entry { name: "pad", cases: pad::cases },
 ];
 
 // Library files that several ops call.

@@ -49,18 +49,31 @@ fn params(module: &Module, launch: &Launch) -> Result<(), String> {
     let Some((_, naga::Type { inner: TypeInner::Struct { members, span }, .. })) = found else {
         return Err("there is no `struct Params`".into());
     };
-    let declared: Vec<(&str, &str)> = members
-        .iter()
-        .map(|member| (member.name.as_deref().unwrap_or_default(), scalar(&module.types[member.ty].inner)))
-        .collect();
+    let types: Vec<(String, u32)> = members.iter().map(|member| described(module, member.ty)).collect();
+    let names = members.iter().map(|member| member.name.as_deref().unwrap_or_default());
+    let declared: Vec<(&str, &str)> = names.zip(types.iter().map(|(name, _)| name.as_str())).collect();
     if declared != launch.params.layout {
         return Err(format!("the shader's params are {declared:?}, the host's are {:?}", launch.params.layout));
     }
-    let packed = members.iter().zip((0..).step_by(4)).all(|(member, offset)| member.offset == offset);
+    let ends = types.iter().scan(0, |end, (_, bytes)| Some(std::mem::replace(end, *end + bytes)));
+    let packed = members.iter().zip(ends).all(|(member, offset)| member.offset == offset);
     let bytes = launch.params.bytes.len();
     match packed && bytes >= *span as usize && bytes.is_multiple_of(16) {
         true => Ok(()),
         false => Err(format!("params have {bytes} bytes for a struct of {span}")),
+    }
+}
+
+/// A field's type as the host spells it, and its bytes.
+fn described(module: &Module, ty: naga::Handle<naga::Type>) -> (String, u32) {
+    match module.types[ty].inner {
+        TypeInner::Array { base, size: naga::ArraySize::Constant(count), stride } => {
+            (format!("[{}; {count}]", described(module, base).0), stride * count.get())
+        }
+        TypeInner::Vector { size, scalar: kind } => {
+            (format!("[{}; {}]", scalar(&TypeInner::Scalar(kind)), size as u32), 4 * size as u32)
+        }
+        ref inner => (scalar(inner).to_owned(), 4),
     }
 }
 

@@ -1,0 +1,30 @@
+// 2 inputs, read as words that hold 1 element of f32, 2 of f16 or 4 of bool.
+// Alternatives: operands_1, operands_3, operands_4.
+const INPUTS: u32 = 2u;
+const PER_WORD_0: u32 = 1u; // host
+const PER_WORD_1: u32 = 1u; // host
+
+@group(0) @binding(1) var<storage, read> input_0: array<u32>;
+@group(0) @binding(2) var<storage, read> input_1: array<u32>;
+
+// Four elements of an input, `places` being where each is in all inputs.
+fn operand(input: u32, places: array<vec4<u32>, 4>) -> vec4<f32> {
+    switch input {
+        case 0u: {
+            return vec4(
+                decoded(PER_WORD_0, input_0[places[0][0] / PER_WORD_0], places[0][0]),
+                decoded(PER_WORD_0, input_0[places[1][0] / PER_WORD_0], places[1][0]),
+                decoded(PER_WORD_0, input_0[places[2][0] / PER_WORD_0], places[2][0]),
+                decoded(PER_WORD_0, input_0[places[3][0] / PER_WORD_0], places[3][0]),
+            );
+        }
+        default: {
+            return vec4(
+                decoded(PER_WORD_1, input_1[places[0][1] / PER_WORD_1], places[0][1]),
+                decoded(PER_WORD_1, input_1[places[1][1] / PER_WORD_1], places[1][1]),
+                decoded(PER_WORD_1, input_1[places[2][1] / PER_WORD_1], places[2][1]),
+                decoded(PER_WORD_1, input_1[places[3][1] / PER_WORD_1], places[3][1]),
+            );
+        }
+    }
+}
