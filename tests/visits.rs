@@ -5,10 +5,11 @@ mod common;
 
 use std::process::ExitCode;
 
-use common::{Subject, Verdict, each_of, run};
+use common::{Subject, Verdict, each_device, each_of, run};
 use libtest_mimic::Completion;
 use regard::capabilities::{Backend, Capabilities};
 use regard::case::{CaseInput, Values};
+use regard::compare::{NanMeans, Tolerance, compare};
 use regard::mask::Masking;
 use regard::op::{Cost, Op, Rows, Technique, Update};
 use regard::ops::{AttentionFused, ScoreRule};
@@ -23,7 +24,8 @@ fn main() -> ExitCode {
         ("a decoding step reads what the lengths say", lengths),
         ("tiles that a boolean mask hides are not read", masked),
     ];
-    run(tests.into_iter().flat_map(|(name, test)| each_of(&[Backend::Gpu], name, test)).collect())
+    let counts = tests.into_iter().flat_map(|(name, test)| each_of(&[Backend::Gpu], name, test));
+    run(counts.chain(each_device("the kernel that counts computes attention", computes)).collect())
 }
 
 const HEAD_DIM: usize = 16;
@@ -108,21 +110,35 @@ impl Problem {
         Self { sizes, rule: ScoreRule { masking, ..ScoreRule::default() }, tensors: Vec::new() }
     }
 
-    /// Rows of k and of v that were read, elements divided by the size of a row.
-    fn rows_read(&self, subject: &Subject) -> std::result::Result<[u64; 2], libtest_mimic::Failed> {
+    fn op(&self) -> AttentionFused {
+        AttentionFused { scale: 0.25, rule: self.rule, ..AttentionFused::default() }
+    }
+
+    fn values(&self) -> Vec<HostTensor> {
         let [batch, heads, kv_heads, seq_q, seq_kv] = self.sizes;
         let normal = |heads, seq| CaseInput::normal(Dtype::F32, &[batch, heads, seq, HEAD_DIM], 1.0);
         let qkv = [normal(heads, seq_q), normal(kv_heads, seq_kv), normal(kv_heads, seq_kv)];
-        let values: Vec<HostTensor> = qkv.iter().map(|input| input.draw(1)).chain(self.tensors.clone()).collect();
+        qkv.iter().zip(1..).map(|(input, seed)| input.draw(seed)).chain(self.tensors.clone()).collect()
+    }
+
+    /// The output, and how many elements of k and of v were read.
+    fn run(&self, subject: &Subject) -> Result<[HostTensor; 2]> {
+        let values = self.values();
         let names: Vec<String> = (0..values.len()).map(|index| format!("input {index}")).collect();
         let mut graph = Graph::new();
         let inputs = names.iter().zip(&values).map(|(name, value)| graph.input(name, value.desc().clone()));
         let inputs = inputs.collect::<Result<Vec<_>>>()?;
-        let op = AttentionFused { scale: 0.25, rule: self.rule, ..AttentionFused::default() };
-        let outputs = graph.add(Counted(op), &inputs)?;
+        let outputs = graph.add(Counted(self.op()), &inputs)?;
+        graph.output("y", outputs[0])?;
         graph.output("loads", outputs[1])?;
         let given: Vec<_> = names.iter().map(String::as_str).zip(&values).collect();
-        let loads = Plan::new(&subject.device, &graph)?.run(&given)?.remove("loads").expect("it was named");
+        let mut outputs = Plan::new(&subject.device, &graph)?.run(&given)?;
+        Ok(["y", "loads"].map(|name| outputs.remove(name).expect("it was named")))
+    }
+
+    /// Rows of k and of v that were read, elements divided by the size of a row.
+    fn rows_read(&self, subject: &Subject) -> std::result::Result<[u64; 2], libtest_mimic::Failed> {
+        let [_, loads] = self.run(subject)?;
         let loads = loads.as_u32().expect("the counters are u32");
         assert!(loads.iter().all(|load| load % HEAD_DIM as u32 == 0), "{loads:?}: whole rows are read");
         Ok([0, 1].map(|tensor| u64::from(loads[tensor]) / HEAD_DIM as u64))
@@ -133,6 +149,16 @@ impl Problem {
         let [batch, heads, _, seq_q, seq_kv] = self.sizes;
         (batch * heads) as u64 * (seq_q as u64).div_ceil(TILE) * seq_kv as u64
     }
+}
+
+fn computes(subject: &Subject) -> Verdict {
+    let problem = Problem::new([2, 4, 2, 3, 70], Masking { causal: Some(Causal::BottomRight), ..Masking::default() });
+    let values = problem.values();
+    let wanted = problem.op().reference(&values.iter().collect::<Vec<_>>(), Rows::All).remove(0);
+    let [y, _] = problem.run(subject)?;
+    let comparison = compare(&y, &wanted, Tolerance::of_scale(1e-5), NanMeans::Nan);
+    assert!(comparison.passed(), "{comparison}");
+    Ok(Completion::Completed)
 }
 
 fn dense(subject: &Subject) -> Verdict {

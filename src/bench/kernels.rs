@@ -14,10 +14,11 @@ use crate::graph::Graph;
 use crate::mask::{Causal, Masking};
 use crate::op::Technique;
 use crate::ops::{
-    AppendKv, Assign, AxisPadding, AxisSlice, Binary, Cast, Concat, Dequantize, Elementwise, Embedding, GatherPages,
-    LayerNorm, Layout, LinearAttention, LogSumExp, MaskScores, MatMul, MergeHeads, NormRule, Operand, Pad, Pairs,
-    PositionRule, Quantize, Reduce, ReducedAxes, Reduction, RmsNorm, Rotary, ScoreRule, Slice, Softmax, SplitHeads,
-    Statistics, Step, TensorScatter, Transpose, Unary, Wrap,
+    AppendKv, Assign, AxisPadding, AxisSlice, Binary, Cast, Concat, Conv2d, Counted, Dequantize, Elementwise,
+    Embedding, GatherPages, Gru, ImageLayout, LayerNorm, Layout, LinearAttention, LocallyConnected, LogSumExp, Lstm,
+    MaskScores, MatMul, MergeHeads, NormRule, Operand, Pad, Padding, Pairs, Pool2d, PoolKind, PositionRule, Quantize,
+    Reduce, ReducedAxes, Reduction, RmsNorm, Rotary, Rounding, ScoreRule, Slice, Softmax, SplitHeads, Statistics, Step,
+    TensorScatter, Transpose, Unary, Window2d, Wrap,
 };
 use crate::plan::PlanOptions;
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
@@ -153,6 +154,34 @@ fn cases() -> Vec<Case> {
             exact,
         ),
         linear_attention(),
+        Case::new(
+            "conv2d b=8,c=64,56x56,3x3",
+            Conv2d { padding: Padding::all(1), ..Conv2d::default() },
+            vec![input(&[8, 64, 56, 56]), input(&[64, 64, 3, 3])],
+            matmul_tolerance(576),
+        ),
+        Case::new(
+            "lstm b=32,s=64,h=256",
+            Lstm::default(),
+            vec![input(&[32, 64, 1024]), CaseInput::normal(Dtype::F32, &[256, 1024], 0.03)],
+            // A gate's roundings, at most 64 units, four times over as the state carries them on.
+            Tolerance::of_scale(256.0 * EPSILON_F32),
+        ),
+        Case::new(
+            "gru b=32,s=64,h=256",
+            Gru::default(),
+            vec![input(&[32, 64, 768]), CaseInput::normal(Dtype::F32, &[256, 768], 0.03)],
+            // As the lstm's.
+            Tolerance::of_scale(256.0 * EPSILON_F32),
+        ),
+        pool2d("max", PoolKind::Max, [2, 2]),
+        Case::new(
+            "locally_connected b=8,32x32,c=16,3x3",
+            LocallyConnected { kernel: [3, 3], stride: [1, 1] },
+            vec![input(&[8, 34, 34, 16]), input(&[1024, 144, 16])],
+            matmul_tolerance(144),
+        ),
+        pool2d("global average", PoolKind::Average(Counted::Image), [56, 56]),
     ]
     .into_iter()
     .chain(caches())
@@ -222,6 +251,17 @@ fn linear_attention() -> Case {
     let roundings = 2.0 + (seq as f64).sqrt() + (head_dim as f64).sqrt();
     let tolerance = Tolerance::of_scale(8.0 * roundings * EPSILON_F32);
     Case::new("linear_attention b=1,h=8,s=1024,d=64", op, vec![input.clone(), input.clone(), input], tolerance)
+}
+
+/// Windows side by side over 64 MiB of images.
+fn pool2d(words: &str, kind: PoolKind, kernel: [usize; 2]) -> Case {
+    let window = Window2d { kernel, stride: kernel, dilation: [1, 1] };
+    let (layout, padding, rounding) = (ImageLayout::Nchw, Padding::default(), Rounding::Floor);
+    let op = Pool2d { kind, layout, window, padding, rounding };
+    let input = CaseInput::normal(Dtype::F32, &[32, 167, 56, 56], 1.0);
+    // A maximum is exact; an average, of about a tenth, loses a few roundings of elements that reach 5.
+    let tolerance = if kind == PoolKind::Max { 0.0 } else { 100.0 * EPSILON_F32 };
+    Case::new(format!("pool2d {words} b=32,c=167,56x56"), op, vec![input], Tolerance::of_scale(tolerance))
 }
 
 /// A sum of k products of normals reaches 5 √k. Its partial sums, of about √k and in the worst of a million elements

@@ -6,14 +6,24 @@ mod assign;
 mod attention_fused;
 mod cast;
 mod concat;
+mod conv2d;
+mod conv2d_cases;
+mod conv2d_reference;
 mod definition;
 mod dequantize;
 mod elementwise;
 mod embedding;
 mod gather_pages;
+mod gru;
+mod gru_cases;
+mod gru_reference;
 mod layer_norm;
 mod linear_attention;
+mod locally_connected;
 mod log_sum_exp;
+mod lstm;
+mod lstm_cases;
+mod lstm_reference;
 mod mask_cases;
 mod mask_scores;
 mod masks;
@@ -21,6 +31,8 @@ mod matmul;
 mod merge_heads;
 mod operands;
 mod pad;
+mod pool2d;
+mod pool2d_cases;
 mod quantize;
 mod reduce;
 mod rms_norm;
@@ -31,8 +43,10 @@ mod sinks;
 mod slice;
 mod softmax;
 mod split_heads;
+mod steps;
 mod tensor_scatter;
 mod transpose;
+mod windows;
 
 pub use append_kv::{AppendKv, AppendOptions, KvCache};
 pub use assign::Assign;
@@ -40,13 +54,17 @@ pub use attention_fused::AttentionFused;
 pub(crate) use attention_fused::MAX_HEAD_DIM;
 pub use cast::Cast;
 pub use concat::Concat;
+pub use conv2d::Conv2d;
 pub use dequantize::Dequantize;
 pub use elementwise::{Binary, Elementwise, Operand, Step, Unary};
 pub use embedding::Embedding;
 pub use gather_pages::GatherPages;
+pub use gru::{Gru, GruOptions, GruOutputs, GruTensors, Reset};
 pub use layer_norm::{LayerNorm, Statistics};
 pub use linear_attention::{LinearAttention, LinearTensors};
+pub use locally_connected::LocallyConnected;
 pub use log_sum_exp::{LogSumExp, LogSumExpRows};
+pub use lstm::{Direction, Gate, Lstm, LstmOptions, LstmOutputs, LstmTensors, MaskedOutput};
 pub use mask_scores::{MaskScores, ScoreMasks};
 pub use masks::ScoreRule;
 pub use matmul::{MatMul, Zeros};
@@ -54,6 +72,7 @@ pub use merge_heads::MergeHeads;
 pub(crate) use operands::Sizes;
 pub use operands::{Layout, Operands};
 pub use pad::{AxisPadding, Pad};
+pub use pool2d::{Counted, Pool2d, PoolKind};
 pub use quantize::Quantize;
 pub use reduce::{Reduce, ReducedAxes, Reduction};
 pub use rms_norm::RmsNorm;
@@ -65,6 +84,7 @@ pub use softmax::Softmax;
 pub use split_heads::SplitHeads;
 pub use tensor_scatter::{TensorScatter, Wrap};
 pub use transpose::Transpose;
+pub use windows::{ImageLayout, Padding, Rounding, Uneven, Window2d};
 
 use crate::case::Case;
 use crate::shader::{Source, wgsl};
@@ -105,6 +125,11 @@ pub const REGISTRY: &[Entry] = &[
     Entry { name: "embedding", cases: embedding::cases },
     Entry { name: "slice", cases: slice::cases },
     Entry { name: "pad", cases: pad::cases },
+    Entry { name: "conv2d", cases: conv2d::cases },
+    Entry { name: "pool2d", cases: pool2d::cases },
+    Entry { name: "locally_connected", cases: locally_connected::cases },
+    Entry { name: "lstm", cases: lstm::cases },
+    Entry { name: "gru", cases: gru::cases },
 ];
 
 // Library files that several ops call.

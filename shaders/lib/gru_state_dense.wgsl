@@ -1,0 +1,8 @@
+// A recurrence starts from this, [batch, hidden]. Alternative: gru_state_zero.
+alias ElemS = f32; // host
+
+@group(0) @binding(11) var<storage, read> first_state: array<ElemS>;
+
+fn initial_h(at: u32) -> f32 {
+    return f32(first_state[at]);
+}
