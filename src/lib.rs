@@ -40,6 +40,7 @@
 //! | [`device`], [`plan`] | either of the two behind one face |
 //! | [`mod@reference`], [`verify`] | the oracle; every technique against it |
 //! | [`nn`] | layers built on graphs, and files that hold their weights |
+//! | [`models`] | whole models from the files that their authors publish |
 //! | [`mod@bench`] | suites, measurement, reports |
 //!
 //! `shaders/<op>_<technique>.wgsl` is one kernel, plain WGSL; `shaders/lib` holds functions that kernels share, where files
@@ -67,6 +68,7 @@ pub mod gpu;
 pub mod graph;
 pub mod mask;
 pub mod memory;
+pub mod models;
 pub mod nn;
 mod npy;
 pub mod op;

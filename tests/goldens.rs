@@ -2,8 +2,10 @@
 //! its `f64.*` tensors at its own tolerance; and files that are broken.
 
 mod common;
+#[path = "common/goldens.rs"]
+mod files;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use common::{Subject, Verdict, each_device, run};
@@ -13,33 +15,20 @@ use regard::{Plan, Strategy};
 
 fn main() -> ExitCode {
     let mut trials = Vec::new();
-    for path in files() {
-        let name = path.file_stem().expect("a file has a name").to_string_lossy().into_owned();
-        if let Some(reason) = Golden::open(&path).ok().and_then(|golden| golden.lacking()) {
+    // Models are in tests/minilm.rs.
+    for file in files::files().into_iter().filter(|file| !file.is_model()) {
+        let name = file.name();
+        if let Some(reason) = Golden::open(&file.path).ok().and_then(|golden| golden.lacking()) {
             trials.push(Trial::ignorable_test(name, move || Ok(Completion::ignored_with(reason))));
             continue;
         }
         for strategy in [Strategy::Fused, Strategy::Unfused] {
-            let path = path.clone();
+            let path = file.path.clone();
             trials.extend(each_device(&format!("{name}/{strategy:?}"), move |subject| check(subject, &path, strategy)));
         }
     }
     trials.extend(broken_files());
     run(trials)
-}
-
-fn files() -> Vec<PathBuf> {
-    let own = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
-    let folders = [Some(own), std::env::var_os("REGARD_GOLDENS").map(PathBuf::from)];
-    let mut files = Vec::new();
-    for folder in folders.into_iter().flatten() {
-        let entries = std::fs::read_dir(&folder).unwrap_or_else(|error| panic!("{}: {error}", folder.display()));
-        let paths = entries.map(|entry| entry.expect("a readable folder").path());
-        files.extend(paths.filter(|path| path.extension().is_some_and(|ending| ending == "safetensors")));
-    }
-    assert!(!files.is_empty(), "there are no golden files");
-    files.sort();
-    files
 }
 
 fn check(subject: &Subject, path: &Path, strategy: Strategy) -> Verdict {
@@ -58,7 +47,7 @@ fn check(subject: &Subject, path: &Path, strategy: Strategy) -> Verdict {
     for (name, comparison) in &checks {
         // Scores and weights are what fused attention does not have; all else must be there.
         let Some(comparison) = comparison else {
-            let intermediate = ["scores", "attention", "p"].contains(&name.as_str());
+            let intermediate = ["scores", "attention", "p", "weights"].contains(&name.as_str());
             if strategy == Strategy::Fused && intermediate {
                 continue;
             }

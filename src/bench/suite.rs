@@ -13,7 +13,7 @@ use crate::case::CaseInput;
 use crate::compare::Tolerance;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
-use crate::nn::{Linear, MultiHeadAttention};
+use crate::nn::{AppendedKeys, Linear, MultiHeadAttention, Projections, WeightOrder};
 use crate::plan::PlanOptions;
 use crate::tensor::Dtype;
 
@@ -117,15 +117,15 @@ fn layer(strategy: Strategy) -> Result<Task> {
             seed += 1;
             graph.weight(&format!("{name}.{part}"), CaseInput::normal(Dtype::F32, shape, deviation).draw(seed))
         };
-        Ok(Linear { weight: weight("weight", &[WIDTH, WIDTH])?, bias: Some(weight("bias", &[WIDTH])?) })
+        let [weight, bias] = [weight("weight", &[WIDTH, WIDTH])?, weight("bias", &[WIDTH])?];
+        Ok(Linear { weight, bias: Some(bias), order: WeightOrder::OutIn })
     };
     let layer = MultiHeadAttention {
         heads: HEADS,
         kv_heads: HEADS,
-        query: linear("query")?,
-        key: linear("key")?,
-        value: linear("value")?,
+        projections: Projections::Separate([linear("query")?, linear("key")?, linear("value")?]),
         output: linear("output")?,
+        appended: AppendedKeys::default(),
         attention: Attention { scale: Some((1.0 / (WIDTH as f64).sqrt()) as f32), strategy, ..Attention::default() },
     };
     let tensors = layer.add(&mut graph, [input; 3])?;

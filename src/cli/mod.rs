@@ -2,6 +2,7 @@
 
 mod bench;
 mod bench_table;
+mod embed;
 mod info;
 mod run;
 mod text;
@@ -34,6 +35,8 @@ enum Command {
     Bench(bench::Args),
     /// Runs the layer in a safetensors file with its own weights and inputs
     Run(run::Args),
+    /// Turns each line of standard input into a vector with a sentence-embedding model
+    Embed(embed::Args),
 }
 
 /// How a command ended, when it ended in order.
@@ -77,6 +80,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Verify(args) => verify::run(args, &mut out),
         Command::Bench(args) => bench::run(args, &mut out),
         Command::Run(args) => run::run(args, &mut out),
+        Command::Embed(args) => embed::run(args, &mut out),
     };
     let result = result.and_then(|ending| Ok(out.flush().map(|()| ending)?));
     ExitCode::from(exit_code(&result))

@@ -1,11 +1,13 @@
 //! The layers that golden files are for, by the `kind` in their metadata.
 
 mod keras;
+mod keras_mha;
+mod torch;
 
 use serde_json::Value;
 
 use super::golden::{Golden, GoldenGraph};
-use super::{Linear, MultiHeadAttention};
+use super::{AppendedKeys, Linear, MultiHeadAttention, Projections, WeightOrder};
 use crate::attention::{Attention, Strategy};
 use crate::error::Result;
 use crate::graph::{Graph, Tensor};
@@ -15,7 +17,16 @@ use crate::plan::Outputs;
 use crate::tensor::{Dtype, HostTensor};
 
 /// Kinds that [`build`] knows.
-const KINDS: [&str; 5] = ["keras_attention", "keras_gqa", "seed1_qkv", "seed2_mha", "torch_sdpa"];
+const KINDS: [&str; 8] = [
+    "keras_attention",
+    "keras_gqa",
+    "keras_mha",
+    "seed1_qkv",
+    "seed2_mha",
+    "torch_encoder_layer",
+    "torch_mha",
+    "torch_sdpa",
+];
 
 /// Why a file of a known kind cannot be built; `None` where it can.
 pub(super) fn lacking(golden: &Golden) -> Option<String> {
@@ -27,8 +38,11 @@ pub(super) fn build(golden: &Golden, strategy: Strategy) -> Result<GoldenGraph> 
     match golden.kind.as_str() {
         "keras_attention" => keras::attention(golden, strategy),
         "keras_gqa" => keras::grouped_query_attention(golden, strategy),
+        "keras_mha" => keras_mha::multi_head_attention(golden, strategy),
         "seed1_qkv" => seed1_qkv(golden, strategy),
         "seed2_mha" => seed2_mha(golden, strategy),
+        "torch_encoder_layer" => torch::encoder_layer(golden, strategy),
+        "torch_mha" => torch::multihead_attention(golden, strategy),
         "torch_sdpa" => torch_sdpa(golden, strategy),
         other => Err(golden.fail(format!("kind `{other}` is unknown; known are {}", KINDS.join(", ")))),
     }
@@ -63,10 +77,10 @@ impl<'a> Builder<'a> {
         let value = self.golden.floats(&weight)?;
         let weight = self.graph.weight(&weight, value)?;
         if self.golden.optional(&bias).is_none() {
-            return Ok(Linear { weight, bias: None });
+            return Ok(Linear { weight, bias: None, order: WeightOrder::OutIn });
         }
         let value = self.golden.floats(&bias)?;
-        Ok(Linear { weight, bias: Some(self.graph.weight(&bias, value)?) })
+        Ok(Linear { weight, bias: Some(self.graph.weight(&bias, value)?), order: WeightOrder::OutIn })
     }
 
     fn finish(self) -> GoldenGraph {
@@ -134,10 +148,13 @@ fn seed2_mha(golden: &Golden, strategy: Strategy) -> Result<GoldenGraph> {
     let layer = MultiHeadAttention {
         heads,
         kv_heads: heads,
-        query: builder.linear("lin_Q")?,
-        key: builder.linear("lin_K")?,
-        value: builder.linear("lin_V")?,
+        projections: Projections::Separate([
+            builder.linear("lin_Q")?,
+            builder.linear("lin_K")?,
+            builder.linear("lin_V")?,
+        ]),
         output: builder.linear("lin_O")?,
+        appended: AppendedKeys::default(),
         attention,
     };
     let tensors = layer.add(&mut builder.graph, [query, key, value])?;

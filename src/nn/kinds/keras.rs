@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::graph::Tensor;
 use crate::mask::{Causal, Fill, Masking};
 use crate::nn::golden::{Golden, GoldenGraph};
-use crate::nn::{Linear, MultiHeadAttention};
+use crate::nn::{AppendedKeys, Linear, MultiHeadAttention, Projections, WeightOrder};
 use crate::ops::ScoreMasks;
 use crate::tensor::{Dtype, HostTensor};
 
@@ -88,10 +88,13 @@ pub(super) fn grouped_query_attention(golden: &Golden, strategy: Strategy) -> Re
     let layer = MultiHeadAttention {
         heads,
         kv_heads,
-        query: projection(&mut builder, "query", Side::Heads)?,
-        key: projection(&mut builder, "key", Side::Heads)?,
-        value: projection(&mut builder, "value", Side::Heads)?,
+        projections: Projections::Separate([
+            projection(&mut builder, "query", Side::Heads)?,
+            projection(&mut builder, "key", Side::Heads)?,
+            projection(&mut builder, "value", Side::Heads)?,
+        ]),
         output: projection(&mut builder, "output", Side::Features)?,
+        appended: AppendedKeys::default(),
         attention: options,
     };
     let tensors = layer.add(&mut builder.graph, [query, key, value])?;
@@ -209,8 +212,8 @@ fn projection(builder: &mut Builder<'_>, name: &str, side: Side) -> Result<Linea
     let weight = HostTensor::f64(&[columns, rows], turned)?.cast(Dtype::F32);
     let weight = builder.graph.weight(&kernel_name, weight)?;
     if golden.optional(&bias_name).is_none() {
-        return Ok(Linear { weight, bias: None });
+        return Ok(Linear { weight, bias: None, order: WeightOrder::OutIn });
     }
     let bias = golden.floats(&bias_name)?.reshape(&[columns])?;
-    Ok(Linear { weight, bias: Some(builder.graph.weight(&bias_name, bias)?) })
+    Ok(Linear { weight, bias: Some(builder.graph.weight(&bias_name, bias)?), order: WeightOrder::OutIn })
 }

@@ -1,0 +1,8 @@
+//! Whole models, from the files that their authors publish.
+
+mod bert;
+mod config;
+mod plans;
+mod sentence_encoder;
+
+pub use sentence_encoder::{EncoderOptions, SentenceEncoder};
