@@ -81,36 +81,9 @@ struct Params {
 var<workgroup> wg_p: array<vec4<f32>, KEYS * EDGE>; // [key][row / 4]
 var<workgroup> wg_rows: array<vec4<f32>, EDGE * EDGE>; // [row / 4][lane of the rows]
 
-struct Tile {
-    s: Sequence,
-    batch: u32,
-    head: u32, // the first
-    first_row: u32, // of the sequence
-    rows: u32, // of the output that it writes, those without a query as zeros
-    length: u32, // keys that exist
-    q_start: u32, // row of the tile's first query, and of its output
-    kv_batch: u32, // batch element of the keys, as kv_row takes it
-    kv_start: u32, // row of the first key and value, likewise
-}
-
 // Products of four rows' numbers with four columns' numbers, one row a column of the matrix.
 fn outer(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
     return mat4x4<f32>(rows.x * columns, rows.y * columns, rows.z * columns, rows.w * columns);
-}
-
-// Head of a row of the tile.
-fn head_of(tile: Tile, row: u32) -> u32 {
-    return tile.head + select(0u, min(row / params.rows_per_head, HEADS_PER_TILE - 1u), HEADS_PER_TILE > 1u);
-}
-
-// Query of a row of the tile, counted in its sequence.
-fn query_of(tile: Tile, row: u32) -> u32 {
-    return tile.first_row + row - select(0u, (head_of(tile, row) - tile.head) * params.rows_per_head, HEADS_PER_TILE > 1u);
-}
-
-// Where a row of the tile lies among those of q and o.
-fn place_of(tile: Tile, row: u32) -> u32 {
-    return tile.q_start + (head_of(tile, row) - tile.head) * params.q_head + (query_of(tile, row) - tile.first_row) * params.q_row;
 }
 
 fn masked(tile: Tile, row: u32, key: u32, product: f32) -> f32 {
@@ -136,21 +109,6 @@ fn masked_row(tile: Tile, row: u32, key: u32, products: vec4<f32>) -> vec4<f32> 
 fn weights(scores: vec4<f32>, maximum: vec4<f32>) -> vec4<f32> {
     let excluded = vec4(is_excluded(scores.x), is_excluded(scores.y), is_excluded(scores.z), is_excluded(scores.w));
     return select(exp(scores - maximum), vec4<f32>(), excluded);
-}
-
-fn store(tile: Tile, row: u32, d: u32, values: vec4<f32>) {
-    if row < tile.rows {
-        o_store(place_of(tile, row), d, values);
-    }
-}
-
-// One lane of those that share a row keeps the logarithm of its sum.
-fn store_sum(tile: Tile, row: u32, maximum: f32, total: f32) {
-    if row < tile.rows {
-        let i = query_of(tile, row);
-        let at = (tile.batch * params.heads + head_of(tile, row)) * params.seq_q + tile.s.q_begin + i;
-        lse_store(at, select(maximum + log(total), params.excluded, total == 0.0 || i >= tile.s.q_count));
-    }
 }
 
 @compute @workgroup_size(LANES)

@@ -115,6 +115,14 @@ impl Band {
         start..clamp(i as i64 + self.upper + 1).max(start)
     }
 
+    /// Number of keys from the first to the last that some query has inside.
+    pub fn span(&self, seq_q: usize, seq_kv: usize) -> usize {
+        match seq_q.checked_sub(1) {
+            None => 0,
+            Some(last) => self.keys(last, seq_kv).end - self.keys(0, seq_kv).start.min(self.keys(last, seq_kv).end),
+        }
+    }
+
     /// Number of (query, key) pairs inside.
     pub fn visible(&self, seq_q: usize, seq_kv: usize) -> u64 {
         (0..seq_q).map(|i| self.keys(i, seq_kv).len() as u64).sum()
@@ -186,7 +194,7 @@ mod tests {
         assert_eq!([bottom_right.keys(0, 4), bottom_right.keys(1, 4)], [0..3, 0..4]);
         let past_the_keys = masking(Causal::BottomRight).band(4, 2);
         assert_eq!([past_the_keys.keys(0, 2), past_the_keys.keys(3, 2)], [0..0, 0..2]);
-        assert_eq!(top_left.visible(2, 4), 3);
+        assert_eq!((top_left.visible(2, 4), top_left.span(2, 4), top_left.span(0, 4)), (3, 2, 0));
         let past = masking(Causal::Past(1)).band(2, 4);
         assert_eq!([past.keys(0, 4), past.keys(1, 4)], [0..2, 0..3]);
     }
@@ -196,6 +204,7 @@ mod tests {
         let window = Some(Window { left: Some(1), right: Some(0), align: None });
         let band = Masking { window, ..Masking::default() }.band(4, 4);
         assert_eq!((0..4).map(|i| band.keys(i, 4)).collect::<Vec<_>>(), [0..1, 0..2, 1..3, 2..4]);
+        assert_eq!((band.span(4, 4), band.span(1, 4)), (4, 1));
         assert!(!band.is_full(4, 4));
         assert!(Band::FULL.is_full(9, 9));
         assert!(

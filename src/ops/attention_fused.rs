@@ -31,6 +31,7 @@ use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
 const FUSED: Source = wgsl!("attention_fused");
+const ROWS: Source = wgsl!("lib/attention_rows");
 const TILES: Source = wgsl!("lib/attention_tiles");
 const Q_PLAIN: Source = wgsl!("lib/q_plain");
 const Q_BF16: Source = wgsl!("lib/q_bf16");
@@ -124,22 +125,29 @@ impl Op for AttentionFused {
         definition::compute(self, inputs, rows)
     }
 
-    /// Two products over the scores that are visited. Softmax is not counted, as in every published formula; lengths
-    /// and starts are data, and count as one sequence of all rows and keys. Of a pool of pages only those count that the sequences have.
+    /// Two products over the scores that are visited, and the keys and values that some query may look at. Softmax is not counted,
+    /// as in every published formula; lengths, starts and masks are data, and count as one sequence of all rows and keys. Of a
+    /// pool of pages only those count that the sequences have.
     fn cost(&self, inputs: &[TensorDesc]) -> Cost {
         let (Ok(outputs), Ok(sizes)) = (self.outputs(inputs), self.sizes(inputs)) else {
             return Cost::default();
         };
         let Ok(checked) = self.checked(&sizes, inputs) else { return Cost::default() };
-        let scores = checked.visit().visible(sizes.seq_q, sizes.seq_kv);
+        let visit = checked.visit();
         let each = 2 * (sizes.head_dim + sizes.head_dim_v) as u64;
+        let flops = (sizes.batch * sizes.heads) as u64 * visit.visible(sizes.seq_q, sizes.seq_kv) * each;
         let mut read = inputs.to_vec();
+        let stored = 1..self.operands.tensors() - usize::from(self.operands.has_pages);
         if let Some(Paging { size, per_sequence, .. }) = sizes.pages {
-            for desc in &mut read[1..self.operands.tensors() - 1] {
+            for desc in &mut read[stored.clone()] {
                 desc.shape[..2].copy_from_slice(&[sizes.kv_batch * per_sequence, size]);
             }
         }
-        Cost::once((sizes.batch * sizes.heads) as u64 * scores * each, &read, &outputs)
+        let mut cost = Cost::once(flops, &read, &outputs);
+        let kv: u64 = read[stored].iter().map(TensorDesc::bytes).sum();
+        let (seen, keys) = (visit.span(sizes.seq_q, sizes.seq_kv) as u64, sizes.seq_kv.max(1) as u64);
+        cost.read -= kv - (u128::from(kv) * u128::from(seen) / u128::from(keys)) as u64;
+        cost
     }
 
     fn updates(&self) -> &'static [Update] {
@@ -248,7 +256,7 @@ impl AttentionFused {
         let (mut libraries, mut constants) = self.storage(inputs, &sizes, &mut bindings);
         let (rules, rule_constants) = checked.link(&mut bindings);
         let skips = self.rule.has_mask && self.rule.masking.fill == Fill::Exclude;
-        libraries.extend([TILES, if skips { SKIP_MASKED } else { SKIP_NONE }]);
+        libraries.extend([ROWS, TILES, if skips { SKIP_MASKED } else { SKIP_NONE }]);
         libraries.extend(rules);
         let (partition, parts) = checked.parts(QUERIES);
         libraries.push(partition);

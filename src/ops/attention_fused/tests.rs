@@ -1,7 +1,7 @@
 //! The reference against numbers worked out by hand.
 
 use super::*;
-use crate::mask::Causal;
+use crate::mask::{Causal, Masking, Window};
 use crate::ops::mask_cases::MaskCase;
 
 fn masked(causal: Causal, fill: Fill) -> AttentionFused {
@@ -51,4 +51,15 @@ fn causal_cost_counts_visited_scores() {
     let desc = TensorDesc::new(Dtype::F32, [1, 1, 4, 8]);
     let op = masked(Causal::TopLeft, Fill::Exclude);
     assert_eq!(op.cost(&[desc.clone(), desc.clone(), desc]).flops, 10 * 2 * 16);
+}
+
+#[test]
+fn a_window_reads_the_keys_in_it() {
+    let [q, kv] = [1, 100].map(|seq| TensorDesc::new(Dtype::F32, [1, 1, seq, 8]));
+    let window = Some(Window { left: Some(9), ..Window::default() });
+    let masking = Masking { causal: Some(Causal::BottomRight), window, ..Masking::default() };
+    let op =
+        AttentionFused { scale: 1.0, rule: ScoreRule { masking, ..ScoreRule::default() }, ..AttentionFused::default() };
+    let cost = op.cost(&[q, kv.clone(), kv]);
+    assert_eq!((cost.flops, cost.read, cost.written), (10 * 2 * 16, (1 + 2 * 10) * 8 * 4, 8 * 4));
 }
