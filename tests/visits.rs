@@ -4,6 +4,7 @@
 mod common;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use common::{Subject, Verdict, each_device, each_of, run};
 use libtest_mimic::Completion;
@@ -11,7 +12,7 @@ use regard::capabilities::{Backend, Capabilities};
 use regard::case::{CaseInput, Values};
 use regard::compare::{NanMeans, Tolerance, compare};
 use regard::mask::Masking;
-use regard::op::{Cost, Op, Rows, Technique, Update};
+use regard::op::{Cost, CpuKernel, Op, Rows, Technique, Update};
 use regard::ops::{AttentionFused, ScoreRule};
 use regard::shader::Source;
 use regard::{Causal, Dtype, Graph, HostTensor, Plan, Result, TensorDesc, Window};
@@ -92,7 +93,11 @@ impl Op for Counted {
                 launch.bindings.outputs.push(COUNTER_BINDING);
                 Technique::Gpu(launch)
             }
-            native => native,
+            Technique::Cpu(kernel) => Technique::Cpu(CpuKernel {
+                name: kernel.name,
+                // It counts nothing, and knows of no second output.
+                run: Arc::new(move |inputs, outputs| (kernel.run)(inputs, &mut outputs[..1])),
+            }),
         };
         self.0.techniques(inputs, capabilities).into_iter().map(counted).collect()
     }
