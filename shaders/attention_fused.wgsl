@@ -134,10 +134,11 @@ fn main(
     let length = select(s.k_count, 0u, first_row >= s.q_count);
     let q_start = batch * params.q_batch + head * params.q_head + (s.q_begin + first_row) * params.q_row;
     let kv_batch = key_batch(s.index);
-    let kv_begin = kv_start(kv_batch, head / (params.heads / params.kv_heads)) + s.k_begin * params.kv_row;
+    let kv_head = head / (params.heads / params.kv_heads);
     let rows_of_a_head = select(QUERIES, params.rows_per_head, HEADS_PER_TILE > 1u);
     let rows = select(mine.rows, HEADS_PER_TILE * params.rows_per_head, HEADS_PER_TILE > 1u);
-    let tile = Tile(s, batch, head, first_row, rows, length, q_start, kv_batch, kv_begin);
+    let tile = Tile(
+        s, batch, head, first_row, rows, length, q_start, kv_origin(kv_batch, s.k_begin), kv_start(kv_batch, kv_head, s.k_begin));
     let x = lane % EDGE; // which four keys, or value dimensions
     let y = lane / EDGE; // which four rows
     let row = 4u * y;
@@ -155,7 +156,7 @@ fn main(
         if nothing_seen(tile, first_key, lane) {
             continue;
         }
-        stage_rows(kv_batch, tile.kv_start, first_key, length, lane);
+        stage_rows(tile.kv_origin, tile.kv_start, first_key, length, lane);
         var scores = mat4x4<f32>();
         for (var first_d = 0u; first_d < HEAD_DIM; first_d += CHUNK) {
             workgroupBarrier();

@@ -10,9 +10,7 @@ use std::process::ExitCode;
 
 use common::{Subject, Verdict, each_device, run};
 use libtest_mimic::{Completion, Trial};
-use problem::{Problem, check, draw, graph, problem};
-use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
-use regard::capabilities::Backend;
+use problem::{Pages, Problem, check, draw, graph, problem};
 use regard::{
     Attention, Causal, Device, Dtype, Fill, Graph, HostTensor, Plan, PlanOptions, Strategy, Window, reference,
 };
@@ -22,7 +20,7 @@ fn main() -> ExitCode {
     for problem in problems() {
         let name = problem.name.clone();
         trials.extend(each_device(&name, move |subject| {
-            if problem.dtype == Dtype::F16 && !subject.device.capabilities().f16 {
+            if !problem.fits(&subject.device) {
                 return Ok(Completion::ignored_with("the device has no f16 in shaders"));
             }
             check(&subject.device, &problem).map_err(|why| format!("{why}, on {}", subject.name))?;
@@ -36,7 +34,8 @@ fn main() -> ExitCode {
     trials.extend(each_device("rows that do not exist are zeros", rows_that_do_not_exist));
     trials.extend(each_device("packed sequences are as each alone", packed_is_each_alone));
     trials.extend(each_device("steps leave the output alone", steps_leave_the_output_alone));
-    trials.extend(each_device("random problems", random_problems));
+    trials.extend(each_device("random problems", random::check_some));
+    trials.push(Trial::test("random problems have every option", random::have_every_option));
     run(trials)
 }
 
@@ -86,7 +85,8 @@ fn problems() -> Vec<Problem> {
     }
     problems.push(Problem { deviation: 30.0, ..problem("scores of thousands", [1, 2, 1, 33, 33, 64, 64], plain) });
     let halves = problems.iter().filter(|problem| problem.deviation == 1.0);
-    let halves = halves.map(|p| Problem { name: format!("f16 {}", p.name), dtype: Dtype::F16, ..p.clone() });
+    let f16 = |p: &Problem| Problem { dtype: Dtype::F16, kv_dtype: Dtype::F16, ..p.clone() };
+    let halves = halves.map(|p| Problem { name: format!("f16 {}", p.name), ..f16(p) });
     let halves: Vec<_> = halves.collect();
     problems.into_iter().map(|p| Problem { name: format!("f32 {}", p.name), ..p }).chain(halves).collect()
 }
@@ -155,6 +155,7 @@ fn sequences() -> Vec<Problem> {
         problem
     };
     let window = Window { left: Some(9), right: Some(4), align: Some(Causal::TopLeft) };
+    let pages = Pages { size: 10, count: 9, table: vec![4, 0, 8, 2, 6, 1, 3] };
     vec![
         lse(problem("log-sum-exp", sizes, causal(Causal::BottomRight))),
         lse(Problem { sinks: sinks.clone(), ..problem("sinks", sizes, causal(Causal::TopLeft)) }),
@@ -174,6 +175,8 @@ fn sequences() -> Vec<Problem> {
         }),
         lse(packed("packed", plain)),
         packed("packed, causal bottom-right", causal(Causal::BottomRight)),
+        // The second sequence's keys begin within a page.
+        Problem { pages: Some(pages), ..packed("packed, pages", causal(Causal::BottomRight)) },
         Problem {
             mask: Some(vec![67, 70]),
             bias: Some((Dtype::F32, vec![4, 1, 70])),
@@ -382,18 +385,5 @@ fn steps_leave_the_output_alone(subject: &Subject) -> Verdict {
         let wanted = run_once(&subject.device, &graph(&problem, strategy), &inputs)?;
         assert_eq!(got["y"], wanted, "{strategy:?} on {}", subject.name);
     }
-    Ok(Completion::Completed)
-}
-
-/// A failure is shrunk and printed.
-fn random_problems(subject: &Subject) -> Verdict {
-    // A fixed seed: a failure on one machine is one on all.
-    // On a GPU nearly every problem is a pipeline to compile.
-    let cases = if subject.device.capabilities().backend == Backend::Cpu { 64 } else { 12 };
-    let config = Config { cases, failure_persistence: None, rng_seed: RngSeed::Fixed(2), ..Config::default() };
-    let outcome = TestRunner::new(config).run(&random::problems(&subject.device), |problem| {
-        check(&subject.device, &problem).map_err(TestCaseError::fail)
-    });
-    outcome.map_err(|error| format!("on {}: {error}", subject.name))?;
     Ok(Completion::Completed)
 }

@@ -1,4 +1,4 @@
-//! The decode loop: 512 steps of one row on a cache that grows in place are one prefill.
+//! The decode loop: 512 steps of one row on a cache that grows in place are one prefill, however the cache is stored.
 
 mod common;
 
@@ -11,8 +11,8 @@ use regard::case::CaseInput;
 use regard::compare::{NanMeans, Tolerance, compare};
 use regard::ops::{Angles, AppendOptions, KvCache, Layout, Pairs, Positions, RotaryOptions, rotary_caches};
 use regard::{
-    Attention, Causal, Checks, Device, DeviceOptions, Dtype, Graph, HostTensor, Plan, Result, Select, TensorDesc,
-    reference,
+    Attention, Causal, Checks, Device, DeviceOptions, Dtype, Graph, HostTensor, Plan, Result, Select, Tensor,
+    TensorDesc, reference,
 };
 
 const BATCH: usize = 3;
@@ -32,8 +32,12 @@ const COMPARED: usize = 37;
 
 fn main() -> ExitCode {
     let mut trials = Vec::new();
-    trials.extend(each_device("512 steps are one prefill, f32", |subject| steps_are_one_prefill(subject, Dtype::F32)));
-    trials.extend(each_device("512 steps are one prefill, f16", |subject| steps_are_one_prefill(subject, Dtype::F16)));
+    for (name, kind) in [("", Kind::Floats), (", i8 cache", Kind::Levels), (", paged cache", Kind::Pages)] {
+        for dtype in [Dtype::F32, Dtype::F16] {
+            let name = format!("512 steps are one prefill, {dtype}{name}");
+            trials.extend(each_device(&name, move |subject| steps_are_one_prefill(subject, Store { dtype, kind })));
+        }
+    }
     run(trials)
 }
 
@@ -56,16 +60,81 @@ fn numbers(data: &[u32]) -> HostTensor {
     HostTensor::u32(&[data.len()], data.to_vec()).expect("as many as there are")
 }
 
-/// Keys, values and lengths as inputs of these names, for one key head.
-fn cache(graph: &mut Graph, dtype: Dtype) -> Result<KvCache> {
-    let rows = desc(dtype, &[BATCH, 1, CAPACITY, HEAD_DIM]);
-    Ok(KvCache {
-        keys: graph.input("keys", rows.clone())?,
-        values: graph.input("values", rows)?,
-        lengths: graph.input("lengths", desc(Dtype::U32, &[BATCH]))?,
-        scales: None,
-        block_table: None,
-    })
+/// How the cache is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Floats,
+    Levels,
+    Pages,
+}
+
+/// What comes is of this dtype, and so is a cache of floats or pages.
+#[derive(Debug, Clone, Copy)]
+struct Store {
+    dtype: Dtype,
+    kind: Kind,
+}
+
+const PAGE: usize = 16;
+const PER_SEQUENCE: usize = CAPACITY.div_ceil(PAGE);
+
+impl Store {
+    /// What the cache starts as, by the names of its inputs. The pages lie in an order of their own, each once.
+    fn empty(self) -> Vec<(&'static str, HostTensor)> {
+        let (dtype, rows) = match self.kind {
+            Kind::Floats => (self.dtype, [BATCH, 1, CAPACITY]),
+            Kind::Levels => (Dtype::I8, [BATCH, 1, CAPACITY]),
+            Kind::Pages => (self.dtype, [BATCH * PER_SEQUENCE, PAGE, 1]),
+        };
+        let data = HostTensor::zeros(desc(dtype, &[&rows[..], &[HEAD_DIM]].concat()));
+        let lengths = HostTensor::zeros(desc(Dtype::U32, &[BATCH]));
+        let mut empty = vec![("keys", data.clone()), ("values", data), ("lengths", lengths)];
+        match self.kind {
+            Kind::Floats => {}
+            Kind::Levels => {
+                let scales = HostTensor::zeros(desc(Dtype::F32, &rows));
+                empty.extend([("scales of keys", scales.clone()), ("scales of values", scales)]);
+            }
+            Kind::Pages => {
+                let pages = BATCH * PER_SEQUENCE;
+                // 7 does not divide the number of pages, so each comes once.
+                let table = (0..pages).map(|entry| ((entry * 7 + 3) % pages) as u32).collect();
+                let table = HostTensor::u32(&[BATCH, PER_SEQUENCE], table).expect("an entry for each page");
+                empty.push(("block table", table));
+            }
+        }
+        empty
+    }
+
+    /// Inputs for one key head.
+    fn cache(self, graph: &mut Graph) -> Result<KvCache> {
+        let inputs = self.empty().into_iter().map(|(name, value)| graph.input(name, value.desc().clone()));
+        let inputs = inputs.collect::<Result<Vec<_>>>()?;
+        Ok(KvCache {
+            keys: inputs[0],
+            values: inputs[1],
+            lengths: inputs[2],
+            scales: (self.kind == Kind::Levels).then(|| [inputs[3], inputs[4]]),
+            block_table: (self.kind == Kind::Pages).then(|| inputs[3]),
+        })
+    }
+
+    /// Keys and values that attention sees, where they are not those that came: f32 `[batch, 1, positions, head_dim]`.
+    fn held(self, device: &Device, plan: &Plan) -> Result<Option<[HostTensor; 2]>> {
+        if self.kind != Kind::Levels {
+            return Ok(None);
+        }
+        let held = ["keys", "values"].map(|name| {
+            let levels = device.download(&plan.tensor(name)?)?.to_f64();
+            let scales = device.download(&plan.tensor(&format!("scales of {name}"))?)?.to_f64();
+            let rows = levels.chunks(HEAD_DIM).zip(scales);
+            let rows = rows.enumerate().filter(|(at, _)| at % CAPACITY < LONGEST + STEPS);
+            let data = rows.flat_map(|(_, (row, scale))| row.iter().map(move |level| (level * scale) as f32));
+            HostTensor::f32(&[BATCH, 1, LONGEST + STEPS, HEAD_DIM], data.collect())
+        });
+        let [keys, values] = held;
+        Ok(Some([keys?, values?]))
+    }
 }
 
 /// Whole sequences, of which the prompts are the beginning and each step has one row.
@@ -97,25 +166,48 @@ impl Sequences {
         HostTensor::from_bytes(desc(tensor.desc().dtype, &shape), &bytes).expect("so many rows")
     }
 
-    /// Causal attention over every whole sequence at once, by definition: `[batch, heads, positions, head_dim]`.
-    fn expected(&self) -> Result<HostTensor> {
+    /// Queries or keys, turned by their positions.
+    fn turned(&self, graph: &mut Graph, tensor: Tensor) -> Result<Tensor> {
+        let angles = self.angles(graph)?;
+        let positions = Positions::Counted;
+        graph.rotary(tensor, &RotaryOptions { layout: Layout::HeadsFirst, angles, positions, norm: None })
+    }
+
+    /// Causal attention over every whole sequence at once, by definition: `[batch, heads, positions, head_dim]`. A cache that does
+    /// not hold the keys and values that came, but others, is `held`.
+    fn expected(&self, held: Option<&[HostTensor; 2]>) -> Result<HostTensor> {
         let mut graph = Graph::new();
-        let inputs = [0, 1, 2].map(|which| graph.input(["q", "k", "v"][which], self.data[which].desc().clone()));
-        let [q, k, v] = [inputs[0].clone()?, inputs[1].clone()?, inputs[2].clone()?];
-        let [q, k] = [q, k].map(|tensor| {
-            let options = RotaryOptions {
-                layout: Layout::HeadsFirst,
-                angles: self.angles(&mut graph)?,
-                positions: Positions::Counted,
-                norm: None,
-            };
-            graph.rotary(tensor, &options)
-        });
+        let [q, new_k, new_v] = &self.data;
+        let [k, v] = held.map_or([new_k, new_v], |[k, v]| [k, v]);
+        let inputs = [("q", q), ("k", k), ("v", v)];
+        let tensors = inputs.map(|(name, value)| graph.input(name, value.desc().clone()).expect("a new name"));
+        let q = self.turned(&mut graph, tensors[0])?;
+        let k = if held.is_some() { tensors[1] } else { self.turned(&mut graph, tensors[1])? };
         let causal = Attention { causal: Some(Causal::TopLeft), ..Attention::default() };
-        let y = graph.attention(q?, k?, v, &causal)?;
+        let y = graph.attention(q, k, tensors[2], &causal)?;
         graph.output("y", y)?;
-        let [q, k, v] = &self.data;
-        Ok(reference::run(&graph, &[("q", q), ("k", k), ("v", v)])?.remove("y").expect("an output"))
+        Ok(reference::run(&graph, &inputs)?.remove("y").expect("an output"))
+    }
+
+    /// Every element that a cache of levels has is half a level off at most, and a rounding of scale and quotient.
+    fn check_held(&self, held: &[HostTensor; 2]) -> Verdict {
+        let mut graph = Graph::new();
+        let k = graph.input("k", self.data[1].desc().clone())?;
+        let turned = self.turned(&mut graph, k)?;
+        graph.output("turned", turned)?;
+        let turned = reference::run(&graph, &[("k", &self.data[1])])?.remove("turned").expect("an output");
+        for (name, held, wanted) in [("keys", &held[0], &turned), ("values", &held[1], &self.data[2])] {
+            let (held, wanted) = (held.to_f64(), wanted.to_f64());
+            for (at, (held, wanted)) in held.chunks(HEAD_DIM).zip(wanted.chunks(HEAD_DIM)).enumerate() {
+                let (b, position) = (at / (LONGEST + STEPS), at % (LONGEST + STEPS));
+                let largest = wanted.iter().fold(0.0, |largest: f64, x| largest.max(x.abs()));
+                let near = |(held, wanted): (&f64, &f64)| (held - wanted).abs() <= largest * (0.5 / 127.0 + 1e-5);
+                if position < PROMPTS[b] + STEPS && !held.iter().zip(wanted).all(near) {
+                    return Err(format!("{name} of {b}, position {position}: {held:?}, wanted {wanted:?}").into());
+                }
+            }
+        }
+        Ok(Completion::Completed)
     }
 
     fn angles(&self, graph: &mut Graph) -> Result<Angles> {
@@ -124,12 +216,12 @@ impl Sequences {
     }
 
     /// All prompts at once, padded; it has no output but what it leaves in the cache.
-    fn prefill(&self, dtype: Dtype) -> Result<Graph> {
+    fn prefill(&self, store: Store) -> Result<Graph> {
         let mut graph = Graph::new();
-        let rows = desc(dtype, &[BATCH, 1, LONGEST, HEAD_DIM]);
+        let rows = desc(store.dtype, &[BATCH, 1, LONGEST, HEAD_DIM]);
         let (k, v) = (graph.input("k", rows.clone())?, graph.input("v", rows)?);
         let new_lengths = Some(graph.input("new_lengths", desc(Dtype::U32, &[BATCH]))?);
-        let cache = cache(&mut graph, dtype)?;
+        let cache = store.cache(&mut graph)?;
         let options = AppendOptions { new_lengths, rotary: Some(self.angles(&mut graph)?), ..AppendOptions::default() };
         let after = graph.append_kv(&cache, k, v, &options)?;
         graph.assign(cache.lengths, after.lengths)?;
@@ -137,19 +229,24 @@ impl Sequences {
     }
 
     /// One row of each sequence.
-    fn step(&self, dtype: Dtype) -> Result<Graph> {
+    fn step(&self, store: Store) -> Result<Graph> {
         let mut graph = Graph::new();
-        let q = graph.input("q", desc(dtype, &[BATCH, HEADS, 1, HEAD_DIM]))?;
-        let row = desc(dtype, &[BATCH, 1, 1, HEAD_DIM]);
+        let q = graph.input("q", desc(store.dtype, &[BATCH, HEADS, 1, HEAD_DIM]))?;
+        let row = desc(store.dtype, &[BATCH, 1, 1, HEAD_DIM]);
         let (k, v) = (graph.input("k", row.clone())?, graph.input("v", row)?);
-        let cache = cache(&mut graph, dtype)?;
+        let cache = store.cache(&mut graph)?;
         let angles = self.angles(&mut graph)?;
         let positions = Positions::After(cache.lengths);
         let q = graph.rotary(q, &RotaryOptions { layout: Layout::HeadsFirst, angles, positions, norm: None })?;
         let options = AppendOptions { rotary: Some(angles), ..AppendOptions::default() };
         let after = graph.append_kv(&cache, k, v, &options)?;
-        let causal = Some(Causal::BottomRight);
-        let options = Attention { kv_lengths: Some(after.lengths), causal, ..Attention::default() };
+        let options = Attention {
+            kv_lengths: Some(after.lengths),
+            kv_scales: after.scales,
+            block_table: after.block_table,
+            causal: Some(Causal::BottomRight),
+            ..Attention::default()
+        };
         let y = graph.attention(q, after.keys, after.values, &options)?;
         graph.output("y", y)?;
         graph.assign(cache.lengths, after.lengths)?;
@@ -157,19 +254,16 @@ impl Sequences {
     }
 }
 
-fn steps_are_one_prefill(subject: &Subject, dtype: Dtype) -> Verdict {
-    if dtype == Dtype::F16 && !subject.device.capabilities().f16 {
+fn steps_are_one_prefill(subject: &Subject, store: Store) -> Verdict {
+    if store.dtype == Dtype::F16 && !subject.device.capabilities().f16 {
         return Ok(Completion::ignored_with("the device has no f16 in shaders"));
     }
     let device = fresh(subject)?;
-    let sequences = Sequences::new(dtype);
-    let expected = sequences.expected()?.to_f64();
-    let mut prefill = Plan::new(&device, &sequences.prefill(dtype)?)?;
-    let mut step = Plan::new(&device, &sequences.step(dtype)?)?;
-    let rows = desc(dtype, &[BATCH, 1, CAPACITY, HEAD_DIM]);
-    let zeros = [rows.clone(), rows, desc(Dtype::U32, &[BATCH])].map(HostTensor::zeros);
-    for (name, zeros) in ["keys", "values", "lengths"].iter().zip(&zeros) {
-        let shared = device.upload(zeros)?;
+    let sequences = Sequences::new(store.dtype);
+    let mut prefill = Plan::new(&device, &sequences.prefill(store)?)?;
+    let mut step = Plan::new(&device, &sequences.step(store)?)?;
+    for (name, empty) in store.empty() {
+        let shared = device.upload(&empty)?;
         prefill.bind(name, &shared)?;
         step.bind(name, &shared)?;
     }
@@ -179,19 +273,27 @@ fn steps_are_one_prefill(subject: &Subject, dtype: Dtype) -> Verdict {
     prefill.write("v", &sequences.rows(2, |_| 0, LONGEST))?;
     prefill.submit()?;
     let before = device.buffers_created();
+    let mut results = Vec::new();
     for number in 0..STEPS {
-        let from = |b: usize| PROMPTS[b] + number;
         for (which, name) in ["q", "k", "v"].iter().enumerate() {
-            step.write(name, &sequences.rows(which, from, 1))?;
+            step.write(name, &sequences.rows(which, |b| PROMPTS[b] + number, 1))?;
         }
         step.submit()?;
         if number % COMPARED == 0 || number + 1 == STEPS {
-            check_step(&step.read("y")?, &expected, from).map_err(|why| format!("step {number}: {why}"))?;
+            results.push((number, step.read("y")?));
         }
     }
     assert_eq!(device.buffers_created(), before, "a step makes no buffer");
-    let one_early = |b: usize| PROMPTS[b] + STEPS - 2;
-    check_step(&step.read("y")?, &expected, one_early).expect_err("the row before is another");
+    let held = store.held(&device, &step)?;
+    if let Some(held) = &held {
+        sequences.check_held(held)?;
+    }
+    let expected = sequences.expected(held.as_ref())?.to_f64();
+    for (number, got) in &results {
+        check_step(got, &expected, |b| PROMPTS[b] + number).map_err(|why| format!("step {number}: {why}"))?;
+    }
+    let (last, got) = results.last().expect("there are steps");
+    check_step(got, &expected, |b| PROMPTS[b] + last - 1).expect_err("the row before is another");
     let lengths = device.download(&step.tensor("lengths")?)?;
     assert_eq!(lengths, numbers(&prompts.map(|prompt| prompt + STEPS as u32)));
     Ok(Completion::Completed)
@@ -200,7 +302,8 @@ fn steps_are_one_prefill(subject: &Subject, dtype: Dtype) -> Verdict {
 /// A score of two turned normals over √head_dim has deviation 1 and reaches 5, and each weight is off relatively by as much as
 /// its score. In f32 that is 10 roundings for each of √head_dim + 2 sums and 2 × 3 of turning; sums over the keys add √812, exp
 /// and the rest 32. In f16 the turned query and key are rounded, 10 times a score's 5 √2 / √16 sums, and so are value and result.
-/// The values that the weights are of have magnitude 1 on average.
+/// The values that the weights are of have magnitude 1 on average. A cache of levels is expected as it is: it adds the rounding of a
+/// level times its scale.
 fn check_step(got: &HostTensor, expected: &[f64], from: impl Fn(usize) -> usize) -> std::result::Result<(), String> {
     let (f32_rounding, f16_rounding) = (2.0_f64.powi(-24), 2.0_f64.powi(-11));
     let storage = if got.desc().dtype == Dtype::F16 { 20.0 * f16_rounding } else { 0.0 };

@@ -8,8 +8,8 @@ struct Tile {
     rows: u32, // of the output that it writes, those without a query as zeros
     length: u32, // keys that exist
     q_start: u32, // row of the tile's first query, and of its output
-    kv_batch: u32, // batch element of the keys, as kv_row takes it
-    kv_start: u32, // row of the first key and value, likewise
+    kv_origin: u32, // first key of the sequence among those that a block table names
+    kv_start: u32, // row of the first key and value
 }
 
 // Head of a row of the tile.

@@ -18,7 +18,7 @@ fn k_element(tile: Tile, key: u32, d: u32) -> f32 {
     if key >= tile.length || d >= HEAD_DIM {
         return 0.0;
     }
-    return k_at(staged_row(tile.kv_batch, tile.kv_start, key), d);
+    return k_at(staged_row(tile.kv_origin, tile.kv_start, key), d);
 }
 
 // CHUNK dimensions of the query rows and of one key tile.
@@ -49,7 +49,7 @@ fn stage_values(tile: Tile, first_key: u32, first_d: u32, lane: u32) {
         let d = first_d + 4u * (i % EDGE);
         var values = vec4<f32>();
         if key < tile.length {
-            let at = staged_row(tile.kv_batch, tile.kv_start, key);
+            let at = staged_row(tile.kv_origin, tile.kv_start, key);
             values = vec4(v_element(at, d), v_element(at, d + 1u), v_element(at, d + 2u), v_element(at, d + 3u));
         }
         if GUARDED {
@@ -71,7 +71,7 @@ fn poison(tile: Tile, first_key: u32, first_d: u32, row: u32) -> vec4<f32> {
         if weight == 0.0 {
             continue;
         }
-        let at = kv_row(tile.kv_batch, tile.kv_start, first_key + key);
+        let at = kv_row(tile.kv_origin, tile.kv_start, first_key + key);
         for (var i = 0u; i < 4u; i++) {
             let value = v_element(at, first_d + i);
             if !is_finite(value) {

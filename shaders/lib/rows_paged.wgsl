@@ -4,23 +4,29 @@
 
 var<workgroup> wg_kv_rows: array<u32, KEYS>; // of one key tile
 
+// Number of a sequence's first key, which is key `begin` of the batch element, among the keys of the whole table.
+fn kv_origin(batch: u32, begin: u32) -> u32 {
+    return batch * params.per_sequence * params.page_size + begin;
+}
+
 // The row of a head's first key within a page.
-fn kv_start(batch: u32, kv_head: u32) -> u32 {
+fn kv_start(batch: u32, kv_head: u32, begin: u32) -> u32 {
     return kv_head * params.kv_head;
 }
 
-fn kv_row(batch: u32, start: u32, key: u32) -> u32 {
-    let page = min(block_table[batch * params.per_sequence + key / params.page_size], params.pages - 1u);
-    return page * params.kv_batch + start + key % params.page_size * params.kv_row;
+fn kv_row(origin: u32, start: u32, key: u32) -> u32 {
+    let at = origin + key;
+    let page = min(block_table[at / params.page_size], params.pages - 1u);
+    return page * params.kv_batch + start + at % params.page_size * params.kv_row;
 }
 
 // Looks up a key tile's rows once, for staged_row to find after a barrier.
-fn stage_rows(batch: u32, start: u32, first_key: u32, length: u32, lane: u32) {
+fn stage_rows(origin: u32, start: u32, first_key: u32, length: u32, lane: u32) {
     if lane < KEYS && first_key + lane < length {
-        wg_kv_rows[lane] = kv_row(batch, start, first_key + lane);
+        wg_kv_rows[lane] = kv_row(origin, start, first_key + lane);
     }
 }
 
-fn staged_row(batch: u32, start: u32, key: u32) -> u32 {
+fn staged_row(origin: u32, start: u32, key: u32) -> u32 {
     return wg_kv_rows[key % KEYS];
 }

@@ -285,7 +285,7 @@ impl AttentionFused {
             return 1;
         }
         let group = sizes.heads / sizes.kv_heads;
-        (1..=group).rev().find(|&heads| group % heads == 0 && heads * sizes.seq_q <= QUERIES).unwrap_or(1)
+        (1..=group).rev().find(|&heads| group.is_multiple_of(heads) && heads * sizes.seq_q <= QUERIES).unwrap_or(1)
     }
 
     /// Library files and constants for how tensors are stored; bindings of the optional ones are added.

@@ -2,16 +2,29 @@
 
 use regard::case::{CaseInput, Values};
 use regard::compare::{NanMeans, Tolerance, compare};
-use regard::{Attention, Device, Dtype, Graph, HostTensor, Plan, Strategy, Tensor, TensorDesc, reference};
+use regard::{Attention, Device, Dtype, Graph, HostTensor, Layout, Plan, Strategy, Tensor, TensorDesc, reference};
 
-/// An attention problem; masks are shapes, their values are drawn.
+/// Keys and values in pages of a pool.
+#[derive(Debug, Clone)]
+pub struct Pages {
+    pub size: usize,
+    /// How many the pool has.
+    pub count: usize,
+    /// Of `[batch, per_sequence]`.
+    pub table: Vec<u32>,
+}
+
+/// An attention problem. Shapes of q, k and v are heads first, in whatever layout the options and pages store them. Masks are
+/// shapes, their values are drawn.
 #[derive(Debug, Clone)]
 pub struct Problem {
     pub name: String,
     pub dtype: Dtype,
+    pub kv_dtype: Dtype,
     pub q: Vec<usize>,
     pub k: Vec<usize>,
     pub v: Vec<usize>,
+    pub pages: Option<Pages>,
     pub mask: Option<Vec<usize>>,
     pub bias: Option<(Dtype, Vec<usize>)>,
     pub kv_lengths: Option<Vec<u32>>,
@@ -32,9 +45,11 @@ pub fn problem(name: &str, sizes: [usize; 7], options: Attention) -> Problem {
     Problem {
         name: name.into(),
         dtype: Dtype::F32,
+        kv_dtype: Dtype::F32,
         q: vec![batch, heads, seq_q, head_dim],
         k: vec![batch, kv_heads, seq_kv, head_dim],
         v: vec![batch, kv_heads, seq_kv, head_dim_v],
+        pages: None,
         mask: None,
         bias: None,
         kv_lengths: None,
@@ -50,6 +65,11 @@ pub fn problem(name: &str, sizes: [usize; 7], options: Attention) -> Problem {
 }
 
 impl Problem {
+    /// Whether the device has what it is stored in.
+    pub fn fits(&self, device: &Device) -> bool {
+        device.capabilities().f16 || ![self.dtype, self.kv_dtype].contains(&Dtype::F16)
+    }
+
     /// Every strategy that takes it.
     fn strategies(&self) -> Vec<Strategy> {
         let wide = self.q.last().max(self.v.last()) > Some(&256);
@@ -82,7 +102,42 @@ impl Problem {
             let data = (0..shape.iter().product()).map(slope).collect();
             ("slopes", HostTensor::f32(shape, data).expect("as many as the shape says"))
         });
-        u32s.chain(sinks).chain(slopes).collect()
+        let table = self.pages.iter().map(|pages| {
+            let shape = [self.k[0], self.k[2] / pages.size];
+            ("block_table", HostTensor::u32(&shape, pages.table.clone()).expect("an entry for each page"))
+        });
+        u32s.chain(sinks).chain(slopes).chain(table).collect()
+    }
+
+    /// Shape of keys or values where they lie.
+    fn stored(&self, shape: &[usize]) -> Vec<usize> {
+        match &self.pages {
+            Some(pages) => vec![pages.count, pages.size, shape[1], shape[3]],
+            None => stored(self.options.kv_layout, shape),
+        }
+    }
+
+    /// Scales of i8 keys or values.
+    fn scales(&self, shape: &[usize]) -> CaseInput {
+        let mut rows = self.stored(shape);
+        match (self.options.kv_layout, rows.last_mut()) {
+            (Layout::Merged { heads }, Some(width)) if self.pages.is_none() => *width = heads,
+            _ => drop(rows.pop()),
+        }
+        CaseInput::normal(Dtype::F32, &rows, SCALES)
+    }
+}
+
+/// Deviations of levels and of their scales; four times their product is the deviation of a row that is far out.
+const LEVELS: f32 = 60.0;
+const SCALES: f32 = 0.015;
+
+fn stored(layout: Layout, shape: &[usize]) -> Vec<usize> {
+    match (layout, shape) {
+        (Layout::HeadsFirst, shape) => shape.to_vec(),
+        (Layout::SeqFirst, &[batch, heads, seq, width]) => vec![batch, seq, heads, width],
+        (Layout::Merged { .. }, &[batch, heads, seq, width]) => vec![batch, seq, heads * width],
+        (layout, shape) => panic!("{shape:?} has no layout {layout:?}"),
     }
 }
 
@@ -104,6 +159,8 @@ pub fn graph(problem: &Problem, strategy: Strategy) -> Graph {
         kv_starts: tensor("kv_starts"),
         slopes: tensor("slopes"),
         sinks: tensor("sinks"),
+        kv_scales: tensor("k_scales").zip(tensor("v_scales")).map(|(k, v)| [k, v]),
+        block_table: tensor("block_table"),
         strategy,
         ..problem.options
     };
@@ -122,12 +179,20 @@ pub fn graph(problem: &Problem, strategy: Strategy) -> Graph {
 
 /// Inputs that are drawn, by name; q, k and v come first.
 fn drawn(problem: &Problem) -> Vec<(&'static str, CaseInput)> {
-    let normal = |shape: &Vec<usize>, deviation| CaseInput::normal(problem.dtype, shape, deviation);
+    let quantised = problem.kv_dtype == Dtype::I8;
+    let kv = |shape, deviation| {
+        let deviation = if quantised { LEVELS } else { deviation };
+        CaseInput::normal(problem.kv_dtype, &problem.stored(shape), deviation)
+    };
+    let q = stored(problem.options.q_layout, &problem.q);
     let mut inputs = vec![
-        ("q", normal(&problem.q, problem.deviation)),
-        ("k", normal(&problem.k, problem.deviation)),
-        ("v", normal(&problem.v, 1.0)),
+        ("q", CaseInput::normal(problem.dtype, &q, problem.deviation)),
+        ("k", kv(&problem.k, problem.deviation)),
+        ("v", kv(&problem.v, 1.0)),
     ];
+    if quantised {
+        inputs.extend([("k_scales", problem.scales(&problem.k)), ("v_scales", problem.scales(&problem.v))]);
+    }
     inputs.extend(problem.mask.iter().map(|shape| {
         let values = Values::Mask { keep: 0.7, empty_rows: true };
         ("mask", CaseInput { desc: TensorDesc::new(Dtype::Bool, shape.clone()), values })
@@ -146,20 +211,28 @@ pub fn draw(problem: &Problem) -> Vec<(&'static str, HostTensor)> {
 }
 
 /// By how much a score is off: √head_dim roundings of terms of `deviation²`, twice over for two strategies, and of a slope times
-/// a distance. Each weight is off by as much, relatively.
+/// a distance. Each weight is off by as much, relatively. Keys of levels deviate by up to four times their levels and scales.
 fn score_error(problem: &Problem) -> f64 {
     let head_dim = *problem.q.last().expect("rank 2 or more") as f64;
     let sloped = if problem.slopes.is_some() { 100.0 } else { 0.0 };
-    f64::from(problem.deviation).powi(2) * 10.0 * (2.0 + head_dim.sqrt()) + sloped
+    let keys = if problem.kv_dtype == Dtype::I8 { 4.0 * LEVELS * SCALES } else { problem.deviation };
+    f64::from(problem.deviation * keys) * 10.0 * (2.0 + head_dim.sqrt()) + sloped
 }
 
-/// Sums and exp add a few roundings, f16 storage one.
+/// Sums and exp add a few roundings, storage in fewer bits one, which may go the other way than the reference's.
 fn tolerance(problem: &Problem, output: &str) -> Tolerance {
     let rounding = (-24.0_f64).exp2();
     let error = (score_error(problem) + 32.0) * rounding;
     match output {
         "lse" => Tolerance { of_scale: 0.0, relative: 2.0 * rounding, absolute: error },
-        _ => Tolerance::of_scale(error + if problem.dtype == Dtype::F16 { (-11.0_f64).exp2() } else { 0.0 }),
+        _ => {
+            let storage = match problem.dtype {
+                Dtype::F16 => 2.0 * (-11.0_f64).exp2(),
+                Dtype::BF16 => 2.0 * (-8.0_f64).exp2(),
+                _ => 0.0,
+            };
+            Tolerance::of_scale(error + storage)
+        }
     }
 }
 
@@ -179,10 +252,15 @@ pub fn check(device: &Device, problem: &Problem) -> Result<(), String> {
         }
     }
     for strategy in strategies {
-        let mut plan = Plan::new(device, &graph(problem, strategy)).map_err(|error| error.to_string())?;
+        let graph = graph(problem, strategy);
+        let tensors = inputs.len() + wanted.len();
+        if strategy != Strategy::Unfused && tensors > device.capabilities().storage_buffers as usize {
+            continue;
+        }
+        let mut plan = Plan::new(device, &graph).map_err(|error| error.to_string())?;
         let got = plan.run(&inputs).map_err(|error| error.to_string())?;
         for (name, wanted) in &wanted {
-            let wanted = wanted.cast(if name == "y" && problem.dtype == Dtype::F16 { Dtype::F16 } else { Dtype::F64 });
+            let wanted = wanted.cast(if name == "y" { problem.dtype } else { Dtype::F64 });
             compared(&format!("{name}, {strategy:?}"), &got[name], &wanted, tolerance(problem, name))?;
         }
     }
