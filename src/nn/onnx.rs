@@ -4,14 +4,22 @@
 //! a slot is not used), `atol`, `rtol` and `max_abs_diff_from_ref64`. Tensors are named `in.*`, `out.*` (what ONNX's
 //! reference evaluator gave, in the node's own types) and `ref64.*` (the same outputs in double precision).
 
+mod activation;
 mod attention;
+mod batch_normalization;
 mod builder;
+mod conv;
+mod gather;
+mod gemm;
 mod linear_attention;
 mod matmul;
 mod normalization;
+mod pool;
+mod recurrent;
 mod rotary;
 mod softmax;
 mod tensor_scatter;
+mod windows;
 
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
@@ -33,53 +41,55 @@ struct Operator {
     name: &'static str,
     /// The opsets that have it as it is built here.
     opsets: RangeInclusive<u64>,
-    build: fn(&OnnxNode, Strategy) -> Result<GoldenGraph>,
+    build: Build,
     /// Output slots that repeat inputs, bit by bit.
     copies: &'static [usize],
     /// Strategies that give different graphs.
     strategies: &'static [Strategy],
+    /// What a node asks for that this crate has no op for.
+    lacking: fn(&OnnxNode) -> Option<String>,
 }
 
-const ONE_WAY: &[Strategy] = &[Strategy::Auto];
+type Build = fn(&OnnxNode, Strategy) -> Result<GoldenGraph>;
+
+/// An operator that is built in one way, whole, from this opset on.
+const fn since(first: u64, name: &'static str, build: Build) -> Operator {
+    let opsets = RangeInclusive::new(first, u64::MAX);
+    Operator { name, opsets, build, copies: &[], strategies: &[Strategy::Auto], lacking: |_| None }
+}
+
 const OPERATORS: &[Operator] = &[
     Operator {
-        name: "Attention",
         opsets: 23..=25,
-        build: attention::build,
         copies: attention::COPIES,
         strategies: &[Strategy::Fused, Strategy::Unfused],
+        ..since(23, "Attention", attention::build)
     },
-    Operator { name: "MatMul", opsets: 1..=u64::MAX, build: matmul::build, copies: &[], strategies: ONE_WAY },
-    Operator { name: "Softmax", opsets: 1..=u64::MAX, build: softmax::build, copies: &[], strategies: ONE_WAY },
-    Operator {
-        name: "LayerNormalization",
-        opsets: 17..=u64::MAX,
-        build: normalization::layer,
-        copies: &[],
-        strategies: ONE_WAY,
-    },
-    Operator {
-        name: "RMSNormalization",
-        opsets: 23..=u64::MAX,
-        build: normalization::rms,
-        copies: &[],
-        strategies: ONE_WAY,
-    },
-    Operator { name: "RotaryEmbedding", opsets: 23..=u64::MAX, build: rotary::build, copies: &[], strategies: ONE_WAY },
-    Operator {
-        name: "TensorScatter",
-        opsets: 24..=u64::MAX,
-        build: tensor_scatter::build,
-        copies: &[0],
-        strategies: ONE_WAY,
-    },
-    Operator {
-        name: "LinearAttention",
-        opsets: 27..=u64::MAX,
-        build: linear_attention::build,
-        copies: &[],
-        strategies: ONE_WAY,
-    },
+    since(1, "MatMul", matmul::build),
+    since(1, "Softmax", softmax::softmax),
+    since(1, "LogSoftmax", softmax::log_softmax),
+    since(17, "LayerNormalization", normalization::layer),
+    since(23, "RMSNormalization", normalization::rms),
+    Operator { lacking: batch_normalization::lacking, ..since(9, "BatchNormalization", batch_normalization::build) },
+    since(23, "RotaryEmbedding", rotary::build),
+    Operator { copies: &[0], ..since(24, "TensorScatter", tensor_scatter::build) },
+    since(27, "LinearAttention", linear_attention::build),
+    since(6, "Relu", activation::relu),
+    since(6, "Sigmoid", activation::sigmoid),
+    since(6, "Tanh", activation::tanh),
+    since(6, "Elu", activation::elu),
+    since(9, "Erf", activation::erf),
+    since(20, "Gelu", activation::gelu),
+    since(24, "Swish", activation::swish),
+    since(28, "SwiGLU", activation::swiglu),
+    since(7, "Gemm", gemm::build),
+    Operator { lacking: conv::lacking, ..since(1, "Conv", conv::build) },
+    Operator { lacking: pool::lacking, ..since(1, "MaxPool", pool::max) },
+    Operator { lacking: pool::lacking, ..since(1, "AveragePool", pool::average) },
+    Operator { lacking: pool::lacking, ..since(1, "GlobalAveragePool", pool::global_average) },
+    Operator { copies: &[0], ..since(1, "Gather", gather::build) },
+    since(7, "LSTM", recurrent::lstm),
+    since(7, "GRU", recurrent::gru),
 ];
 
 /// Share of the largest magnitude that an f32 output may be off: sums of up to some hundred terms, each rounded once.
@@ -157,6 +167,11 @@ impl OnnxNode {
         known(&self.operator).is_some()
     }
 
+    /// What the node asks for that this crate lacks although it knows the operator; `None` where it lacks nothing.
+    pub fn lacking(&self) -> Option<String> {
+        known(&self.operator).and_then(|operator| (operator.lacking)(self))
+    }
+
     /// The strategies that give different graphs; none for an operator that is not known.
     pub fn strategies(&self) -> &'static [Strategy] {
         known(&self.operator).map_or(&[], |operator| operator.strategies)
@@ -175,6 +190,9 @@ impl OnnxNode {
             let (first, last) = operator.opsets.clone().into_inner();
             let known = if last == u64::MAX { format!("{first} and later") } else { format!("{first} to {last}") };
             return Err(self.fail(format!("{} of opset {} is unknown; known are {known}", operator.name, self.opset)));
+        }
+        if let Some(lacking) = self.lacking() {
+            return Err(self.fail(format!("{}: {lacking}", operator.name)));
         }
         (operator.build)(self, strategy).map_err(|error| match error {
             Error::File { .. } => error,
@@ -225,6 +243,17 @@ impl OnnxNode {
         };
         let out_check = (half || exact.is_none()).then(|| ("out", out_check()));
         exact_check.into_iter().chain(out_check).collect()
+    }
+
+    /// Sizes of what an input slot holds, as far as the file has it.
+    fn input_shape(&self, slot: usize) -> Option<&[usize]> {
+        let name = self.inputs.get(slot)?;
+        self.tensors.get(&format!("in.{name}")).map(|stored| stored.value.shape())
+    }
+
+    /// Whether an output slot is used.
+    fn wants(&self, slot: usize) -> bool {
+        self.outputs.get(slot).is_some_and(|name| !name.is_empty())
     }
 
     fn stored(&self, name: &str) -> Result<&Stored> {

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::graph::Tensor;
 use crate::mask::{Causal, Window};
 use crate::nn::golden::GoldenGraph;
-use crate::tensor::{Dtype, HostTensor};
+use crate::tensor::{Dtype, HostTensor, TensorDesc};
 
 /// Output slots that repeat inputs: `present_key` and `present_value`.
 pub(super) const COPIES: &[usize] = &[1, 2];
@@ -36,7 +36,7 @@ const SOFTMAX_PRECISIONS: [i64; 4] = [1, 10, 11, 16];
 pub(super) fn build(node: &OnnxNode, strategy: Strategy) -> Result<GoldenGraph> {
     let attributes = Attributes::read(node)?;
     let mut builder = start(node)?;
-    let dtype = builder.float_dtype(&[Q, K, V, PAST_KEY, PAST_VALUE])?;
+    let dtype = storage(&builder)?;
     let heads = attributes.heads(node, [builder.shape(Q)?, builder.shape(K)?])?;
     let flat = heads.is_some();
     let q = operand(&mut builder, Q, dtype, heads.map(|heads| heads[0]))?;
@@ -47,8 +47,8 @@ pub(super) fn build(node: &OnnxNode, strategy: Strategy) -> Result<GoldenGraph> 
         let past_key = operand(&mut builder, PAST_KEY, dtype, None)?;
         let past_value = operand(&mut builder, PAST_VALUE, dtype, None)?;
         past = builder.graph.desc(past_key)?.shape[2];
-        k = builder.graph.concat(past_key, k, 2)?;
-        v = builder.graph.concat(past_value, v, 2)?;
+        k = joined(&mut builder, [past_key, k])?;
+        v = joined(&mut builder, [past_value, v])?;
     }
     builder.output(1, k)?;
     builder.output(2, v)?;
@@ -63,7 +63,7 @@ pub(super) fn build(node: &OnnxNode, strategy: Strategy) -> Result<GoldenGraph> 
         Some(steps) if strategy == Strategy::Unfused => steps.output,
         _ => builder.graph.attention(q, k, v, &options)?,
     };
-    let y = if flat { builder.graph.merge_heads(y)? } else { y };
+    let y = if flat { merged(&mut builder, y)? } else { y };
     builder.output(0, y)?;
     if let Some(steps) = steps {
         let stages = [steps.raw, steps.capped, steps.scores, steps.weights];
@@ -153,8 +153,52 @@ fn operand(builder: &mut Builder<'_>, slot: usize, dtype: Dtype, heads: Option<u
     }
     let tensor = builder.input(slot, value)?;
     match heads {
-        Some(heads) => builder.graph.split_heads(tensor, heads),
+        Some(heads) => split(builder, tensor, heads),
         None => Ok(tensor),
+    }
+}
+
+/// bf16 where all operands are, else as [`Builder::float_dtype`] has it.
+fn storage(builder: &Builder<'_>) -> Result<Dtype> {
+    let slots = [Q, K, V, PAST_KEY, PAST_VALUE];
+    for slot in slots {
+        if builder.slot(slot)?.is_some_and(|stored| stored.dtype != StoredDtype::BF16) {
+            return builder.float_dtype(&slots);
+        }
+    }
+    Ok(Dtype::BF16)
+}
+
+/// The past, then what is new. bf16 comes back from f32 as it was.
+fn joined(builder: &mut Builder<'_>, parts: [Tensor; 2]) -> Result<Tensor> {
+    let dtype = builder.graph.desc(parts[0])?.dtype;
+    let wide = if dtype == Dtype::BF16 { Dtype::F32 } else { dtype };
+    let [past, new] = [builder.cast(parts[0], wide)?, builder.cast(parts[1], wide)?];
+    let both = builder.graph.concat(past, new, 2)?;
+    builder.cast(both, dtype)
+}
+
+/// `[batch, seq, heads × head_dim]` into `[batch, heads, seq, head_dim]`.
+fn split(builder: &mut Builder<'_>, x: Tensor, heads: usize) -> Result<Tensor> {
+    let graph = &mut builder.graph;
+    match graph.desc(x)?.clone() {
+        TensorDesc { dtype: Dtype::BF16, shape } if shape[2] % heads == 0 => {
+            let x = graph.reshape(x, &[shape[0], shape[1], heads, shape[2] / heads])?;
+            graph.transpose(x, &[0, 2, 1, 3])
+        }
+        _ => graph.split_heads(x, heads),
+    }
+}
+
+/// The other way.
+fn merged(builder: &mut Builder<'_>, y: Tensor) -> Result<Tensor> {
+    let graph = &mut builder.graph;
+    match graph.desc(y)?.clone() {
+        TensorDesc { dtype: Dtype::BF16, shape } => {
+            let y = graph.transpose(y, &[0, 2, 1, 3])?;
+            graph.reshape(y, &[shape[0], shape[2], shape[1] * shape[3]])
+        }
+        _ => graph.merge_heads(y),
     }
 }
 

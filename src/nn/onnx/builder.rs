@@ -125,9 +125,14 @@ impl<'a> Builder<'a> {
         self.input(slot, value)
     }
 
+    /// The tensor as a float of this type; itself where it is one.
+    pub fn cast(&mut self, tensor: Tensor, dtype: Dtype) -> Result<Tensor> {
+        if self.graph.desc(tensor)?.dtype == dtype { Ok(tensor) } else { self.graph.cast(tensor, dtype) }
+    }
+
     /// Whether an output slot is used.
     pub fn wants(&self, slot: usize) -> bool {
-        self.node.outputs.get(slot).is_some_and(|name| !name.is_empty())
+        self.node.wants(slot)
     }
 
     /// Gives an output slot its tensor; nothing where the slot is not used.
@@ -171,6 +176,28 @@ impl<'a> Attributes<'a> {
     pub fn float(&mut self, name: &'static str) -> Result<Option<f32>> {
         let node = self.node;
         self.find(name).map(|value| float(node, name, value)).transpose()
+    }
+
+    /// Whether a switch is on, which is one number of two.
+    pub fn switch(&mut self, name: &'static str) -> Result<bool> {
+        Ok(self.integer(name, 0..2)? == Some(1))
+    }
+
+    /// So many integers of this range, where they are given.
+    pub fn integers(&mut self, name: &'static str, count: usize, range: Range<i64>) -> Result<Option<Vec<i64>>> {
+        let (node, Some(value)) = (self.node, self.find(name)) else { return Ok(None) };
+        let Some(list) = value.as_array().filter(|list| list.len() == count) else {
+            return Err(node.fail(format!("attribute `{name}` is {value}, a list of {count} integers was expected")));
+        };
+        list.iter().map(|value| integer(node, name, value, range.clone())).collect::<Result<_>>().map(Some)
+    }
+
+    /// Texts, where they are given.
+    pub fn texts(&mut self, name: &'static str) -> Result<Option<Vec<&'a str>>> {
+        let (node, Some(value)) = (self.node, self.find(name)) else { return Ok(None) };
+        let texts = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
+        let expected = || node.fail(format!("attribute `{name}` is {value}, a list of texts was expected"));
+        texts.ok_or_else(expected).map(Some)
     }
 
     /// The index of a text among those that are known, where it is given.

@@ -1,0 +1,90 @@
+//! ONNX's `MaxPool`, `AveragePool` and `GlobalAveragePool`, every opset, over one or two spatial axes.
+
+use safetensors::Dtype as StoredDtype;
+
+use super::OnnxNode;
+use super::builder::{Attributes, Builder, Slots};
+use super::windows::{self, Dilations, Windows};
+use crate::attention::Strategy;
+use crate::error::Result;
+use crate::nn::golden::GoldenGraph;
+use crate::ops::{Counted, ImageLayout, Pool2d, PoolKind, Rounding};
+
+const SLOTS: Slots = Slots { inputs: &["X"], required: 1, outputs: 1 };
+const INDICES: usize = 1;
+
+pub(super) fn lacking(node: &OnnxNode) -> Option<String> {
+    let name = node.inputs.first()?;
+    let stored = node.tensors.get(&format!("in.{name}"))?;
+    if let StoredDtype::U8 | StoredDtype::I8 = stored.dtype {
+        return Some(format!("X is {:?}; f32, f16 and bf16 are supported", stored.dtype));
+    }
+    if node.operator == "MaxPool" && node.opset >= 8 && node.wants(INDICES) {
+        return Some("the output `Indices` is not supported".into());
+    }
+    // An average over everything needs no windows.
+    if node.operator == "GlobalAveragePool" { None } else { windows::lacking(node) }
+}
+
+pub(super) fn max(node: &OnnxNode, _: Strategy) -> Result<GoldenGraph> {
+    pool(node, if node.opset >= 10 { Dilations::Known } else { Dilations::Unknown }, |attributes, node| {
+        // The order of the indices, which are not asked for.
+        if node.opset >= 8 {
+            attributes.switch("storage_order")?;
+        }
+        Ok(PoolKind::Max)
+    })
+}
+
+pub(super) fn average(node: &OnnxNode, _: Strategy) -> Result<GoldenGraph> {
+    pool(node, if node.opset >= 19 { Dilations::Known } else { Dilations::Unknown }, |attributes, node| {
+        let padded = node.opset >= 7 && attributes.switch("count_include_pad")?;
+        Ok(PoolKind::Average(if padded { Counted::Padded } else { Counted::Image }))
+    })
+}
+
+pub(super) fn global_average(node: &OnnxNode, _: Strategy) -> Result<GoldenGraph> {
+    Attributes::of(node).finish()?;
+    let mut builder = Builder::new(node, &SLOTS)?;
+    let dtype = builder.float_dtype(&[0])?;
+    let shape = builder.shape(0)?;
+    let (&[batch, channels], inner) = shape.split_first_chunk().ok_or_else(|| {
+        node.fail(format!("input `X` {shape:?} has rank {}, batch and channels were expected", shape.len()))
+    })?;
+    let x = builder.float(0, dtype)?;
+    let x = builder.graph.reshape(x, &[batch, channels, 1, inner.iter().product()])?;
+    let y = builder.graph.global_average_pool(x, ImageLayout::Nchw)?;
+    let shape: Vec<usize> = [batch, channels].into_iter().chain(inner.iter().map(|_| 1)).collect();
+    let y = builder.graph.reshape(y, &shape)?;
+    builder.output(0, y)?;
+    Ok(builder.finish())
+}
+
+/// What the operator's own attributes make of it.
+type ReadKind = fn(&mut Attributes<'_>, &OnnxNode) -> Result<PoolKind>;
+
+fn pool(node: &OnnxNode, dilations: Dilations, read: ReadKind) -> Result<GoldenGraph> {
+    let mut builder = Builder::new(node, &SLOTS)?;
+    let dtype = builder.float_dtype(&[0])?;
+    let shape = builder.shape(0)?;
+    let image = windows::image(node, "X", shape)?;
+    let spatial = shape.len() - 2;
+    let mut attributes = Attributes::of(node);
+    let kernel = attributes.integers("kernel_shape", spatial, 1..i64::MAX)?;
+    let kernel = kernel.ok_or_else(|| node.fail("attribute `kernel_shape` is missing"))?;
+    let kernel: Vec<usize> = kernel.into_iter().map(|size| size as usize).collect();
+    let kind = read(&mut attributes, node)?;
+    let Windows { window, padding, explicit } =
+        Windows::read(node, &mut attributes, (image, spatial), &kernel, dilations)?;
+    let ceil = node.opset >= 10 && attributes.switch("ceil_mode")?;
+    attributes.finish()?;
+    // Sizes that `auto_pad` gives are whole numbers of windows already.
+    let rounding = if ceil && explicit { Rounding::Ceil } else { Rounding::Floor };
+    let x = builder.float(0, dtype)?;
+    let x = builder.graph.reshape(x, &image)?;
+    let y = builder.graph.pool2d(x, Pool2d { kind, layout: ImageLayout::Nchw, window, padding, rounding })?;
+    let shape = windows::without_rows(&builder.graph.desc(y)?.shape, spatial);
+    let y = builder.graph.reshape(y, &shape)?;
+    builder.output(0, y)?;
+    Ok(builder.finish())
+}
