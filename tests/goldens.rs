@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use common::{Subject, Verdict, each_device, run};
-use libtest_mimic::{Completion, Trial};
+use libtest_mimic::{Completion, Failed, Trial};
 use regard::nn::golden::Golden;
 use regard::{Plan, Strategy};
 
@@ -18,11 +18,14 @@ fn main() -> ExitCode {
     // Models are in tests/minilm.rs.
     for file in files::files().into_iter().filter(|file| !file.is_model()) {
         let name = file.name();
-        if let Some(reason) = Golden::open(&file.path).ok().and_then(|golden| golden.lacking()) {
+        let golden = Golden::open(&file.path).ok();
+        if let Some(reason) = golden.as_ref().and_then(Golden::lacking) {
             trials.push(Trial::ignorable_test(name, move || Ok(Completion::ignored_with(reason))));
             continue;
         }
-        for strategy in [Strategy::Fused, Strategy::Unfused] {
+        // A file that does not open fails in its trial.
+        let strategies = golden.map_or(&[Strategy::Auto][..], |golden| golden.strategies());
+        for &strategy in strategies {
             let path = file.path.clone();
             trials.extend(each_device(&format!("{name}/{strategy:?}"), move |subject| check(subject, &path, strategy)));
         }
@@ -47,7 +50,8 @@ fn check(subject: &Subject, path: &Path, strategy: Strategy) -> Verdict {
     for (name, comparison) in &checks {
         // Scores and weights are what fused attention does not have; all else must be there.
         let Some(comparison) = comparison else {
-            let intermediate = ["scores", "attention", "p", "weights"].contains(&name.as_str());
+            let fused_lacks = ["scores", "attention", "p", "weights", "attn_coef", "qk", "logits"];
+            let intermediate = fused_lacks.contains(&name.as_str());
             if strategy == Strategy::Fused && intermediate {
                 continue;
             }
@@ -96,31 +100,135 @@ const BROKEN_KERAS: &[(&str, Broken)] = &[
     ),
 ];
 
+/// The same for the settings and inputs of the other seed documents.
+const BROKEN_SEEDS: &[(&str, Broken)] = &[
+    (CNN, ("images of another size", |bytes| replace(bytes, "[16, 16, 3]", "[16, 15, 3]"), &["in.images", "15"])),
+    (CNN, ("a third size of filters", |bytes| replace(bytes, "[8, 16]", "[8,1,6]"), &["`filters`", "[8, 1, 6]"])),
+    (RNN, ("ids that are floats", |bytes| replace(bytes, "\"I32\"", "\"F32\""), &["in.ids", "F32", "integers"])),
+    (
+        RNN,
+        (
+            "an unknown gate",
+            |bytes| replace(bytes, "_activation\\\": \\\"hard", "_activation\\\": \\\"harm"),
+            &["harm"],
+        ),
+    ),
+    (
+        RNN,
+        (
+            "a vocabulary too small",
+            |bytes| in_tensor(bytes, "w.embedding", "[30, 16]", "[1, 480]"),
+            &["in.ids", "id of", "table has 1 rows"],
+        ),
+    ),
+    (RNN, ("a mask that the case lists", |bytes| replace(bytes, "in.mask", "in.cask"), &["`in.mask` is missing"])),
+    (
+        RNN,
+        ("a mask of other sizes", |bytes| in_tensor(bytes, "in.mask", "[3, 33]", "[33, 3]"), &["in.mask", "[3, 33]"]),
+    ),
+    (
+        LSTM,
+        ("a layer too many", |bytes| replace(bytes, "n_layer\\\": 1", "n_layer\\\": 2"), &["weight_ih_l1", "missing"]),
+    ),
+    (
+        PER_HEAD,
+        (
+            "keys of another batch",
+            |bytes| in_tensor(bytes, "in.key", "[1, 129", "[129, 1"),
+            &["per_head_attention", "[129, 1, 6]"],
+        ),
+    ),
+    (
+        POSITION,
+        ("a width of neither", |bytes| in_tensor(bytes, "in.x", "[2, 7, 5]", "[2, 5, 7]"), &["in.x", "[2, 5, 7]", "5"]),
+    ),
+];
+
+/// One weight of each kind: how its shape stands in the file, how another one would, and what was expected.
+const WEIGHTS: &[(&str, &str, &str, &str, &str)] = &[
+    (HEADS, "w.key", "[7, 5]", "[5, 7]", "[7, 5]"),
+    (CNN, "w.attention.value", "[64, 16]", "[16, 64]", "[64, 16]"),
+    (CNN, "w.conv4.kernel", "[3, 3, 16, 16]", "[16, 3, 3, 16]", "[3, 3, 16, 16]"),
+    (CNN, "w.dense.kernel", "[8, 10]", "[10, 8]", "[8, 10]"),
+    (FEED_FORWARD, "w.W", "[5]", "[1, 5]", "[5]"),
+    (CONTEXT, "w.u", "[16]", "[4, 4]", "[16]"),
+    (MAP, "w.local.kernel", "[1, 4, 1]", "[4, 1, 1]", "[1, 4, 1]"),
+    (MAP, "w.bn.mean", "[8]", "[2, 4]", "[8]"),
+    (RNN, "w.lstm_bwd.recurrent", "[24, 96]", "[96, 24]", "[24, 96]"),
+    (RNN, "w.attention.b", "[33]", "[3, 11]", "[33]"),
+    (LSTM, "w.rnn.weight_hh_l0", "[160, 40]", "[40, 160]", "[160, 40]"),
+    (DIAGONAL, "w.value_kernel", "[3, 3, 5]", "[5, 3, 3]", "[3, 3, 5]"),
+    (PER_HEAD, "w.projection_kernel", "[4, 3, 5]", "[5, 4, 3]", "[4, 3, 5]"),
+    (POSITION, "w.kw", "[7, 5]", "[5, 7]", "[7, 5]"),
+];
+
 const SEED2: &str = "seed2_mha__cross_q1_k129_d20_h4";
 const DOT: &str = "keras_attention__dot_masks_7x33_d64_v12";
 const GQA: &str = "keras_gqa__cross_7x9_q4_kv4_d40_mask";
+const HEADS: &str = "seed0_attention__b1_f7_h1u5";
+const CNN: &str = "seed0_cnn__16x16_f8_16";
+const FEED_FORWARD: &str = "seed1_feedforward__b3_t7_f5_mask";
+const CONTEXT: &str = "seed1_context__b3_t9_f16_mask";
+const MAP: &str = "seed1_cnn__1x1_c8_local";
+const RNN: &str = "seed1_rnn__b3_t33_h24_masked_hard";
+const LSTM: &str = "seed2_lstm__b2_t33_x12_h40_l1";
+const DIAGONAL: &str = "seed3_self_attention__ones_10x3";
+const PER_HEAD: &str = "seed3_mha__list2_q1_k129";
+const POSITION: &str = "seed4_attention__b2_t7_d5";
 
 fn broken_files() -> impl Iterator<Item = Trial> {
-    let all = BROKEN.iter().map(|broken| (SEED2, *broken)).chain(BROKEN_KERAS.iter().copied());
-    all.map(|(good, (what, damage, messages))| {
-        Trial::test(format!("broken/{what}"), move || {
-            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
-            let bytes = std::fs::read(folder.join(format!("{good}.safetensors")))?;
-            let damaged = damage(bytes.clone());
-            assert_ne!(bytes, damaged, "the damage must change the file");
-            let name = format!("broken_{}.safetensors", what.replace([' ', '^'], "_"));
-            let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-            std::fs::write(&path, damaged)?;
-            let outcome = Golden::open(&path).and_then(|golden| golden.graph(Strategy::Auto));
-            let Err(error) = outcome else { return Err("the damaged file was accepted".into()) };
-            let message = error.to_string();
-            let lacking = [path.to_str().expect("the path is UTF-8")].into_iter().chain(messages.iter().copied());
-            match lacking.into_iter().find(|part| !message.contains(part)) {
-                Some(part) => Err(format!("`{message}` does not say `{part}`").into()),
-                None => Ok(()),
-            }
-        })
-    })
+    let tables = BROKEN_KERAS.iter().chain(BROKEN_SEEDS).copied();
+    let tables = BROKEN.iter().map(|broken| (SEED2, *broken)).chain(tables);
+    let tables = tables.map(|(good, (what, damage, messages))| {
+        let trial = if good == SEED2 { what.to_owned() } else { format!("{good} {what}") };
+        Trial::test(format!("broken/{trial}"), move || refused(good, &trial, damage, messages))
+    });
+    tables.chain(WEIGHTS.iter().flat_map(|&(good, name, shape, other, wanted)| {
+        let missing = move |bytes| {
+            let quoted = format!("\"{name}\"");
+            replace(bytes, &quoted, &quoted.replace("w.", "v."))
+        };
+        let misshapen = move |bytes| in_tensor(bytes, name, shape, other);
+        let (without, turned) = (format!("{good} without {name}"), format!("{good} with another {name}"));
+        [
+            Trial::test(format!("broken/{without}"), move || {
+                refused(good, &without, missing, &[&format!("`{name}`"), "missing"])
+            }),
+            Trial::test(format!("broken/{turned}"), move || {
+                refused(good, &turned, misshapen, &[&format!("`{name}`"), other, &format!("{wanted} was expected")])
+            }),
+        ]
+    }))
+}
+
+/// Damages a good file and asks for an error that names the damaged one and says these words.
+fn refused(good: &str, what: &str, damage: impl Fn(Vec<u8>) -> Vec<u8>, messages: &[&str]) -> Result<(), Failed> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
+    let bytes = std::fs::read(folder.join(format!("{good}.safetensors")))?;
+    let damaged = damage(bytes.clone());
+    assert_ne!(bytes, damaged, "the damage must change the file");
+    let name = format!("broken_{}.safetensors", what.replace([' ', '^'], "_"));
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    std::fs::write(&path, damaged)?;
+    let outcome = Golden::open(&path).and_then(|golden| golden.graph(Strategy::Auto));
+    let Err(error) = outcome else { return Err("the damaged file was accepted".into()) };
+    let message = error.to_string();
+    let lacking = [path.to_str().expect("the path is UTF-8")].into_iter().chain(messages.iter().copied());
+    match lacking.into_iter().find(|part| !message.contains(part)) {
+        Some(part) => Err(format!("`{message}` does not say `{part}`").into()),
+        None => Ok(()),
+    }
+}
+
+/// Text that stands in one tensor's entry of the header replaced by another, the header staying as long as it was.
+fn in_tensor(bytes: Vec<u8>, name: &str, from: &str, to: &str) -> Vec<u8> {
+    let quoted = format!("\"{name}\": {{");
+    let entry =
+        bytes.windows(quoted.len()).position(|window| window == quoted.as_bytes()).expect("the tensor is there");
+    let length = u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes")) as usize;
+    let header = std::str::from_utf8(&bytes[entry..8 + length]).expect("the header is text");
+    let header = format!("{}{}", std::str::from_utf8(&bytes[8..entry]).expect("text"), header.replacen(from, to, 1));
+    [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &bytes[8 + length..]].concat()
 }
 
 /// The file with the first occurrence of some text in its header replaced by another of the same length.

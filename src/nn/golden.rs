@@ -54,8 +54,12 @@ impl Golden {
         let kind = case["kind"].as_str().ok_or_else(|| fail(path, "`case` has no `kind`"))?.to_owned();
         let mut tensors = BTreeMap::new();
         for (name, view) in file.tensors() {
-            let divisor = case["stored_as_u8_divide_by"][&name].as_f64();
-            let tensor = load(&view, divisor).map_err(|message| fail(path, format!("tensor `{name}` {message}")))?;
+            let tensor = if kinds::holds_ids(&kind, &name) {
+                load_ids(&view)
+            } else {
+                load(&view, case["stored_as_u8_divide_by"][&name].as_f64())
+            };
+            let tensor = tensor.map_err(|message| fail(path, format!("tensor `{name}` {message}")))?;
             tensors.insert(name, tensor);
         }
         Ok(Self { path: path.display().to_string(), kind, case, tensors })
@@ -65,6 +69,12 @@ impl Golden {
     /// has one.
     pub fn lacking(&self) -> Option<String> {
         kinds::lacking(self)
+    }
+
+    /// The strategies to run a file of this kind with: fused and unfused, or one where it has no attention that fused
+    /// kernels compute.
+    pub fn strategies(&self) -> &'static [Strategy] {
+        kinds::strategies(&self.kind)
     }
 
     /// The layer as a graph.
@@ -110,6 +120,37 @@ impl Golden {
         size.ok_or_else(|| self.fail(format!("config `{setting}` is {value}, a size was expected")))
     }
 
+    pub(super) fn sizes(&self, setting: &str) -> Result<Vec<usize>> {
+        let value = &self.config()[setting];
+        let sizes = value.as_array().and_then(|sizes| {
+            let size = |size: &Value| size.as_u64().and_then(|size| usize::try_from(size).ok());
+            sizes.iter().map(size).collect()
+        });
+        sizes.ok_or_else(|| self.fail(format!("config `{setting}` is {value}, a list of sizes was expected")))
+    }
+
+    pub(super) fn number(&self, setting: &str) -> Result<f64> {
+        let value = &self.config()[setting];
+        value.as_f64().ok_or_else(|| self.fail(format!("config `{setting}` is {value}, a number was expected")))
+    }
+
+    /// Whether the case names this among its inputs.
+    pub(super) fn lists_input(&self, name: &str) -> bool {
+        self.case["inputs"].as_array().is_some_and(|inputs| inputs.iter().any(|input| input == name))
+    }
+
+    /// Ids of a table with so many rows.
+    pub(super) fn ids(&self, name: &str, rows: usize) -> Result<&HostTensor> {
+        let ids = self.tensor(name)?;
+        let Some(values) = ids.as_u32() else {
+            return Err(self.fail(format!("tensor `{name}` is {}, integers were expected", ids.desc())));
+        };
+        match values.iter().find(|&&id| id as usize >= rows) {
+            Some(id) => Err(self.fail(format!("tensor `{name}` has an id of {id}, the table has {rows} rows"))),
+            None => Ok(ids),
+        }
+    }
+
     /// Names of all tensors.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         self.tensors.keys().map(String::as_str)
@@ -127,7 +168,9 @@ impl Golden {
     pub(super) fn floats(&self, name: &str) -> Result<HostTensor> {
         let tensor = self.tensor(name)?;
         match tensor.desc().dtype {
-            Dtype::Bool => Err(self.fail(format!("tensor `{name}` is {}, a float was expected", tensor.desc()))),
+            Dtype::Bool | Dtype::U32 => {
+                Err(self.fail(format!("tensor `{name}` is {}, a float was expected", tensor.desc())))
+            }
             _ => Ok(tensor.cast(Dtype::F32)),
         }
     }
@@ -169,4 +212,23 @@ fn load(view: &safetensors::tensor::TensorView<'_>, divisor: Option<f64>) -> std
         (other, _) => return Err(format!("is {other:?}, a float or bool was expected")),
     };
     tensor.map_err(|error| error.to_string())
+}
+
+/// Integers of any width, which must not be negative.
+fn load_ids(view: &safetensors::tensor::TensorView<'_>) -> std::result::Result<HostTensor, String> {
+    let width = match view.dtype() {
+        StoredDtype::I32 | StoredDtype::U32 => 4,
+        StoredDtype::I64 | StoredDtype::U64 => 8,
+        other => return Err(format!("is {other:?}, integers were expected")),
+    };
+    let signed = matches!(view.dtype(), StoredDtype::I32 | StoredDtype::I64);
+    let id = |bytes: &[u8]| {
+        let fill = if signed && bytes[width - 1] >= 0x80 { 0xff } else { 0 };
+        let mut wide = [fill; 8];
+        wide[..width].copy_from_slice(bytes);
+        let id = i64::from_le_bytes(wide);
+        u32::try_from(id).map_err(|_| format!("has an id of {id}, 0 to {} was expected", u32::MAX))
+    };
+    let ids = view.data().chunks_exact(width).map(id).collect::<std::result::Result<_, _>>()?;
+    HostTensor::u32(view.shape(), ids).map_err(|error| error.to_string())
 }

@@ -1,31 +1,55 @@
 //! The layers that golden files are for, by the `kind` in their metadata.
 
+mod builder;
 mod keras;
 mod keras_mha;
+mod seed0;
+mod seed1;
+mod seed2;
+mod seed3;
+mod seed4;
 mod torch;
 
 use serde_json::Value;
 
 use super::golden::{Golden, GoldenGraph};
-use super::{AppendedKeys, Linear, MultiHeadAttention, Projections, WeightOrder};
 use crate::attention::{Attention, Strategy};
 use crate::error::Result;
 use crate::graph::{Graph, Tensor};
-use crate::mask::{Causal, Fill};
-use crate::ops::MatMul;
+use crate::mask::Causal;
 use crate::plan::Outputs;
 use crate::tensor::{Dtype, HostTensor};
+use builder::Builder;
 
-/// Kinds that [`build`] knows.
-const KINDS: [&str; 8] = [
-    "keras_attention",
-    "keras_gqa",
-    "keras_mha",
-    "seed1_qkv",
-    "seed2_mha",
-    "torch_encoder_layer",
-    "torch_mha",
-    "torch_sdpa",
+/// How the layer of a kind is built.
+#[derive(Clone, Copy)]
+enum Build {
+    /// Its attention is fused or not.
+    Either(fn(&Golden, Strategy) -> Result<GoldenGraph>),
+    /// It has no attention that fused kernels compute.
+    Once(fn(&Golden) -> Result<GoldenGraph>),
+}
+
+/// Every kind.
+const KINDS: &[(&str, Build)] = &[
+    ("keras_attention", Build::Either(keras::attention)),
+    ("keras_gqa", Build::Either(keras::grouped_query_attention)),
+    ("keras_mha", Build::Either(keras_mha::multi_head_attention)),
+    ("seed0_attention", Build::Once(seed0::attention)),
+    ("seed0_cnn", Build::Once(seed0::cnn)),
+    ("seed1_cnn", Build::Once(seed1::cnn)),
+    ("seed1_context", Build::Once(seed1::context)),
+    ("seed1_feedforward", Build::Once(seed1::feedforward)),
+    ("seed1_qkv", Build::Either(seed1::qkv)),
+    ("seed1_rnn", Build::Once(seed1::rnn)),
+    ("seed2_lstm", Build::Once(seed2::lstm)),
+    ("seed2_mha", Build::Either(seed2::mha)),
+    ("seed3_mha", Build::Either(seed3::mha)),
+    ("seed3_self_attention", Build::Once(seed3::self_attention)),
+    ("seed4_attention", Build::Either(seed4::attention)),
+    ("torch_encoder_layer", Build::Either(torch::encoder_layer)),
+    ("torch_mha", Build::Either(torch::multihead_attention)),
+    ("torch_sdpa", Build::Either(torch_sdpa)),
 ];
 
 /// Why a file of a known kind cannot be built; `None` where it can.
@@ -33,137 +57,29 @@ pub(super) fn lacking(golden: &Golden) -> Option<String> {
     (golden.kind == "keras_attention").then(|| keras::lacking(golden)).flatten()
 }
 
+/// The strategies under which the layer of a kind is not the same computation.
+pub(super) fn strategies(kind: &str) -> &'static [Strategy] {
+    match KINDS.iter().find(|(known, _)| *known == kind) {
+        Some((_, Build::Once(_))) => &[Strategy::Auto],
+        _ => &[Strategy::Fused, Strategy::Unfused],
+    }
+}
+
+/// Whether a tensor of a kind holds integers: ids, which load as u32.
+pub(super) fn holds_ids(kind: &str, tensor: &str) -> bool {
+    matches!((kind, tensor), ("seed1_rnn", "in.ids"))
+}
+
 /// The layer of a file as a graph whose outputs are named as in the file.
 pub(super) fn build(golden: &Golden, strategy: Strategy) -> Result<GoldenGraph> {
-    match golden.kind.as_str() {
-        "keras_attention" => keras::attention(golden, strategy),
-        "keras_gqa" => keras::grouped_query_attention(golden, strategy),
-        "keras_mha" => keras_mha::multi_head_attention(golden, strategy),
-        "seed1_qkv" => seed1_qkv(golden, strategy),
-        "seed2_mha" => seed2_mha(golden, strategy),
-        "torch_encoder_layer" => torch::encoder_layer(golden, strategy),
-        "torch_mha" => torch::multihead_attention(golden, strategy),
-        "torch_sdpa" => torch_sdpa(golden, strategy),
-        other => Err(golden.fail(format!("kind `{other}` is unknown; known are {}", KINDS.join(", ")))),
-    }
-}
-
-/// A graph under construction and the inputs it needs.
-struct Builder<'a> {
-    golden: &'a Golden,
-    graph: Graph,
-    inputs: Vec<(String, HostTensor)>,
-}
-
-impl<'a> Builder<'a> {
-    fn new(golden: &'a Golden) -> Self {
-        Self { golden, graph: Graph::new(), inputs: Vec::new() }
-    }
-
-    fn input(&mut self, name: &str, value: HostTensor) -> Result<Tensor> {
-        let tensor = self.graph.input(name, value.desc().clone())?;
-        self.inputs.push((name.to_owned(), value));
-        Ok(tensor)
-    }
-
-    fn float_input(&mut self, name: &str) -> Result<Tensor> {
-        let value = self.golden.floats(&format!("in.{name}"))?;
-        self.input(name, value)
-    }
-
-    /// `w.<name>.weight`, and `w.<name>.bias` where there is one.
-    fn linear(&mut self, name: &str) -> Result<Linear> {
-        let (weight, bias) = (format!("w.{name}.weight"), format!("w.{name}.bias"));
-        let value = self.golden.floats(&weight)?;
-        let weight = self.graph.weight(&weight, value)?;
-        if self.golden.optional(&bias).is_none() {
-            return Ok(Linear { weight, bias: None, order: WeightOrder::OutIn });
+    match KINDS.iter().find(|(kind, _)| *kind == golden.kind) {
+        Some((_, Build::Either(build))) => build(golden, strategy),
+        Some((_, Build::Once(build))) => build(golden),
+        None => {
+            let known: Vec<_> = KINDS.iter().map(|(kind, _)| *kind).collect();
+            Err(golden.fail(format!("kind `{}` is unknown; known are {}", golden.kind, known.join(", "))))
         }
-        let value = self.golden.floats(&bias)?;
-        Ok(Linear { weight, bias: Some(self.graph.weight(&bias, value)?), order: WeightOrder::OutIn })
     }
-
-    fn finish(self) -> GoldenGraph {
-        GoldenGraph { graph: self.graph, inputs: self.inputs }
-    }
-}
-
-/// Query-key-value attention, which seed document 001 names: one head, no biases, −1e9 assigned by a key padding mask and by
-/// causality.
-fn seed1_qkv(golden: &Golden, strategy: Strategy) -> Result<GoldenGraph> {
-    let mut builder = Builder::new(golden);
-    let x = builder.float_input("x")?;
-    let source = if golden.optional("in.source").is_some() { builder.float_input("source")? } else { x };
-    let mut qkv = [x, source, source];
-    for (tensor, name) in qkv.iter_mut().zip(["w.Wq", "w.Wk", "w.Wv"]) {
-        let weight = builder.graph.weight(name, golden.floats(name)?)?;
-        *tensor = builder.graph.matmul(*tensor, weight, None, MatMul::default())?;
-    }
-    let mut attention = Attention { fill: Fill::Assign(-1e9), strategy, ..Attention::default() };
-    attention.causal = (golden.config()["causal"] == Value::Bool(true)).then_some(Causal::TopLeft);
-    if let Some(mask) = golden.optional("in.mask") {
-        let keys = mask.shape().to_vec();
-        let mask = builder.input("mask", mask.cast(Dtype::Bool))?;
-        let &[batch, keys] = &keys[..] else { return Err(golden.fail(format!("tensor `in.mask` is {keys:?}"))) };
-        attention.mask = Some(builder.graph.reshape(mask, &[batch, 1, keys])?);
-    }
-    let [q, k, v] = qkv;
-    if strategy != Strategy::Unfused {
-        let y = builder.graph.attention(q, k, v, &attention)?;
-        builder.graph.output("y", y)?;
-        return Ok(builder.finish());
-    }
-    let steps = builder.graph.attention_steps(qkv, &attention)?;
-    builder.graph.output("y", steps.output)?;
-    for (name, tensor) in [("scores", steps.scores), ("p", steps.weights)] {
-        // One head: the axes are those of x and its source.
-        let shape = builder.graph.desc(tensor)?.shape[1..].to_vec();
-        let tensor = builder.graph.reshape(tensor, &shape)?;
-        builder.graph.output(name, tensor)?;
-    }
-    Ok(builder.finish())
-}
-
-/// The multi-head attention layer of seed document 002: scale `1 / √d_feat` (the whole width), −1e9 assigned where the mask
-/// is zero, every intermediate returned. Its activation is stored and never applied.
-fn seed2_mha(golden: &Golden, strategy: Strategy) -> Result<GoldenGraph> {
-    let heads = golden.size("n_head")?;
-    let width = golden.size("d_feat")?;
-    let mut builder = Builder::new(golden);
-    let has = |name: &str| golden.optional(name).is_some();
-    let query = builder.float_input(if has("in.src") { "src" } else { "Q" })?;
-    let key = if has("in.K") { builder.float_input("K")? } else { query };
-    let value = if has("in.V") { builder.float_input("V")? } else { key };
-    let mask = match golden.optional("in.mask") {
-        Some(mask) => Some(builder.input("mask", mask.cast(Dtype::Bool))?),
-        None => None,
-    };
-    let attention = Attention {
-        scale: Some((1.0 / (width as f64).sqrt()) as f32),
-        mask,
-        fill: Fill::Assign(-1e9),
-        strategy,
-        ..Attention::default()
-    };
-    let layer = MultiHeadAttention {
-        heads,
-        kv_heads: heads,
-        projections: Projections::Separate([
-            builder.linear("lin_Q")?,
-            builder.linear("lin_K")?,
-            builder.linear("lin_V")?,
-        ]),
-        output: builder.linear("lin_O")?,
-        appended: AppendedKeys::default(),
-        attention,
-    };
-    let tensors = layer.add(&mut builder.graph, [query, key, value])?;
-    builder.graph.output("x", tensors.output)?;
-    if let Some((scores, weights)) = tensors.scores_and_weights {
-        builder.graph.output("scores", scores)?;
-        builder.graph.output("attention", weights)?;
-    }
-    Ok(builder.finish())
 }
 
 /// PyTorch's `scaled_dot_product_attention` over any leading axes.

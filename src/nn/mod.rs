@@ -10,6 +10,7 @@ mod linear;
 mod lstm;
 mod multi_head_attention;
 pub mod onnx;
+pub mod seeds;
 mod torch_masks;
 
 pub use attended_axes::AttendedAxes;
