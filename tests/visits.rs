@@ -17,8 +17,11 @@ use regard::ops::{AttentionFused, ScoreRule};
 use regard::shader::Source;
 use regard::{Causal, Dtype, Graph, HostTensor, Plan, Result, TensorDesc, Window};
 
+/// What a trial is called, and what it does.
+type Named = (&'static str, fn(&Subject) -> Verdict);
+
 fn main() -> ExitCode {
-    let tests: [(&str, fn(&Subject) -> Verdict); 5] = [
+    let tests: [Named; 5] = [
         ("all keys, and each of them once for each tile of queries", dense),
         ("causality at 4096 leaves at most 60 % of the key tiles", causal),
         ("a window of 256 at 16384 leaves under 5 %", window),

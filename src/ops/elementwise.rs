@@ -264,19 +264,22 @@ mod tests {
         let clamp = Step::Unary(Unary::Clamp { min: 2.0, max: 1.0 });
         let cases = [
             (refusal(&[add(1)], &[x.clone(), f32s(&[4])]), "elementwise: f32 [4] does not broadcast with [2, 3]"),
-            (refusal(&[add(1)], &[x.clone()]), "elementwise: step 0: the operand is input 1, there are 1 inputs"),
-            (refusal(&[], &vec![x.clone(); 5]), "elementwise: takes 1 to 4 tensors, got 5"),
-            (refusal(&[add(0); 9], &[x.clone()]), "elementwise: 9 steps, at most 8"),
             (
-                refusal(&[add(0), clamp], &[x.clone()]),
+                refusal(&[add(1)], std::slice::from_ref(&x)),
+                "elementwise: step 0: the operand is input 1, there are 1 inputs",
+            ),
+            (refusal(&[], &vec![x.clone(); 5]), "elementwise: takes 1 to 4 tensors, got 5"),
+            (refusal(&[add(0); 9], std::slice::from_ref(&x)), "elementwise: 9 steps, at most 8"),
+            (
+                refusal(&[add(0), clamp], std::slice::from_ref(&x)),
                 "elementwise: step 1: min is 2 and max is 1, min must not be above max",
             ),
             (
-                refusal(&[Step::Unary(Unary::Elu { alpha: f32::NAN })], &[x.clone()]),
+                refusal(&[Step::Unary(Unary::Elu { alpha: f32::NAN })], std::slice::from_ref(&x)),
                 "elementwise: step 0: alpha is NaN, it must be finite",
             ),
             (
-                refusal(&[Step::Reversed(Binary::Div, Operand::Scalar(f32::NAN))], &[x.clone()]),
+                refusal(&[Step::Reversed(Binary::Div, Operand::Scalar(f32::NAN))], std::slice::from_ref(&x)),
                 "elementwise: step 0: the scalar is NaN",
             ),
             (

@@ -310,7 +310,7 @@ mod tests {
     fn refusals_name_both_sides() {
         let x = TensorDesc::new(Dtype::F32, [2, 3]);
         let slice = |axis, step| AxisSlice { axis, start: 0, end: 1, step };
-        let refusal = |axes: Vec<AxisSlice>| Slice { axes }.outputs(&[x.clone()]).unwrap_err().to_string();
+        let refusal = |axes: Vec<AxisSlice>| Slice { axes }.outputs(std::slice::from_ref(&x)).unwrap_err().to_string();
         assert_eq!(refusal(vec![slice(2, 1)]), "slice: axis 2 is outside f32 [2, 3]");
         assert_eq!(refusal(vec![slice(1, 1), slice(1, 2)]), "slice: axis 1 is named twice");
         assert_eq!(refusal(vec![slice(1, 0)]), "slice: the step of axis 1 is 0");
