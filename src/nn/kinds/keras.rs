@@ -1,4 +1,4 @@
-//! Layers of Keras 3: `Attention` and `GroupedQueryAttention`. Both take query, value and key in this order; a key that is absent
+//! Layers of Keras 3: `Attention`, `AdditiveAttention` and `GroupedQueryAttention`. Both take query, value and key in this order; a key that is absent
 //! is the value, and a value that is absent is the query. Masks are true where something takes part.
 
 use serde_json::Value;
@@ -10,21 +10,20 @@ use crate::graph::Tensor;
 use crate::mask::{Causal, Fill, Masking};
 use crate::nn::golden::{Golden, GoldenGraph};
 use crate::nn::{AppendedKeys, Linear, MultiHeadAttention, Projections, WeightOrder};
-use crate::ops::ScoreMasks;
+use crate::ops::{Binary, MatMul, Operand, ReducedAxes, Reduction, ScoreMasks, Step, Unary};
 use crate::tensor::{Dtype, HostTensor};
 
-/// Why `Attention` of this configuration cannot be built; `None` where it can.
+/// Why a layer of this configuration cannot be built; `None` where it can.
 pub(super) fn lacking(golden: &Golden) -> Option<String> {
     let config = golden.config();
-    let class = config["class"].as_str().unwrap_or("Attention");
-    match config["score_mode"].as_str().unwrap_or("dot") {
-        _ if class != "Attention" => Some(format!("Keras {class} scores by something else than a product")),
-        "dot" => None,
-        mode => Some(format!("Keras Attention with score_mode `{mode}` scores by something else than a product")),
+    match (config["class"].as_str().unwrap_or("Attention"), config["score_mode"].as_str().unwrap_or("dot")) {
+        ("AdditiveAttention", _) | ("Attention", "dot") => None,
+        ("Attention", mode) => Some(format!("Keras Attention with score_mode `{mode}` is not known")),
+        (class, _) => Some(format!("Keras {class} is not known")),
     }
 }
 
-/// `Attention`: a product without `1 / √head_dim`, times a trained scale where there is one; −1e9 on masked scores, so that a
+/// `Attention`, or `AdditiveAttention`, which [`additive`] describes: a product without `1 / √head_dim`, times a trained scale where there is one; −1e9 on masked scores, so that a
 /// row without a key is uniform; zeros in rows that the query's mask leaves out.
 pub(super) fn attention(golden: &Golden, strategy: Strategy) -> Result<GoldenGraph> {
     if let Some(reason) = lacking(golden) {
@@ -35,6 +34,24 @@ pub(super) fn attention(golden: &Golden, strategy: Strategy) -> Result<GoldenGra
     let mut builder = Builder::new(golden);
     let qkv = query_key_value(&mut builder)?;
     let config = golden.config();
+    let y = match config["class"].as_str() {
+        Some("AdditiveAttention") => additive(&mut builder, qkv)?,
+        _ => dot(&mut builder, qkv, strategy)?,
+    };
+    let y = match golden.optional("in.query_mask") {
+        None => y,
+        Some(mask) => {
+            let rows = mask_input(&mut builder, "query_mask", mask, |[batch, queries]| vec![batch, 1, queries, 1])?;
+            keep_rows(&mut builder, y, rows)?
+        }
+    };
+    builder.graph.output("y", y)?;
+    Ok(builder.finish())
+}
+
+fn dot(builder: &mut Builder<'_>, qkv: [Tensor; 3], strategy: Strategy) -> Result<Tensor> {
+    let golden = builder.golden;
+    let config = golden.config();
     let scale = if config["use_scale"] == Value::Bool(true) { scalar(golden, "w.scale")? } else { 1.0 };
     let mut options = Attention {
         scale: Some(scale),
@@ -43,26 +60,51 @@ pub(super) fn attention(golden: &Golden, strategy: Strategy) -> Result<GoldenGra
         strategy,
         ..Attention::default()
     };
-    if let Some(mask) = golden.optional("in.value_mask") {
-        options.mask = Some(mask_input(&mut builder, "value_mask", mask, |[batch, keys]| vec![batch, 1, keys])?);
-    }
-    let mut y = if strategy == Strategy::Unfused {
-        let steps = builder.graph.attention_steps(qkv, &options)?;
-        // One head: the axes are those of query and value.
-        let shape = builder.graph.desc(steps.weights)?.shape[1..].to_vec();
-        let weights = builder.graph.reshape(steps.weights, &shape)?;
-        builder.graph.output("p", weights)?;
-        steps.output
-    } else {
+    options.mask = value_mask(builder, |[batch, keys]| vec![batch, 1, keys])?;
+    if strategy != Strategy::Unfused {
         let [q, k, v] = qkv;
-        builder.graph.attention(q, k, v, &options)?
-    };
-    if let Some(mask) = golden.optional("in.query_mask") {
-        let rows = mask_input(&mut builder, "query_mask", mask, |[batch, queries]| vec![batch, 1, queries, 1])?;
-        y = keep_rows(&mut builder, y, rows)?;
+        return builder.graph.attention(q, k, v, &options);
     }
-    builder.graph.output("y", y)?;
-    Ok(builder.finish())
+    let steps = builder.graph.attention_steps(qkv, &options)?;
+    // One head: the axes are those of query and value.
+    let shape = builder.graph.desc(steps.weights)?.shape[1..].to_vec();
+    let weights = builder.graph.reshape(steps.weights, &shape)?;
+    builder.graph.output("p", weights)?;
+    Ok(steps.output)
+}
+
+/// The score of query i and key j is the sum of `tanh(q[i] + k[j])` over the features, each times a trained scale where there is one.
+fn additive(builder: &mut Builder<'_>, [q, k, v]: [Tensor; 3]) -> Result<Tensor> {
+    let golden = builder.golden;
+    let shapes = [q, k].map(|tensor| builder.graph.desc(tensor).map(|desc| desc.shape.clone()));
+    let [of_q, of_k] = shapes;
+    let (of_q, of_k) = (of_q?, of_k?);
+    let (&[batch, queries, width], &[_, keys, _]) = (&of_q[..], &of_k[..]) else {
+        return Err(golden.fail(format!("query has shape {of_q:?} and key {of_k:?}, rank 3 was expected")));
+    };
+    let rows = builder.graph.reshape(q, &[batch, queries, 1, width])?;
+    let columns = builder.graph.reshape(k, &[of_k[0], 1, keys, of_k[2]])?;
+    let mut inputs = vec![rows, columns];
+    let mut steps = vec![Step::Binary(Binary::Add, Operand::Input(1)), Step::Unary(Unary::Tanh)];
+    if golden.config()["use_scale"] != Value::Bool(false) {
+        inputs.push(builder.weight("w.scale", &[Some(width)])?);
+        steps.push(Step::Binary(Binary::Mul, Operand::Input(2)));
+    }
+    let terms = builder.graph.elementwise(&inputs, &steps)?;
+    let scores = builder.graph.reduce(terms, Reduction::Sum, &[3], ReducedAxes::Dropped)?;
+    let scores = builder.graph.reshape(scores, &[batch, 1, queries, keys])?;
+    let masking = Masking { causal: causal(golden), fill: Fill::Assign(-1e9), ..Masking::default() };
+    let mask = value_mask(builder, |[batch, keys]| vec![batch, 1, 1, keys])?;
+    let scores = builder.graph.mask_scores(scores, &ScoreMasks { masking, mask, ..ScoreMasks::default() })?;
+    let weights = builder.graph.softmax(scores, 1.0)?;
+    let weights = builder.graph.reshape(weights, &[batch, queries, keys])?;
+    builder.graph.output("p", weights)?;
+    builder.graph.matmul(weights, v, None, MatMul::default())
+}
+
+fn value_mask(builder: &mut Builder<'_>, shape: fn([usize; 2]) -> Vec<usize>) -> Result<Option<Tensor>> {
+    let mask = builder.golden.optional("in.value_mask");
+    mask.map(|mask| mask_input(builder, "value_mask", mask, shape)).transpose()
 }
 
 /// `GroupedQueryAttention` that returns its scores: a row without a key gives zeros and then the output's bias.
