@@ -27,10 +27,13 @@ pub enum Suite {
     Kernels,
     /// A multi-head attention layer with its projections, batch 128, sequence 32, width 200, 5 heads.
     Layer,
+    /// That layer, and the attention of models in use: all-MiniLM-L6-v2, BERT-base, GPT-2, Llama 3 8B.
+    Layers,
 }
 
 /// Each suite with its name.
-const NAMES: [(&str, Suite); 3] = [("quick", Suite::Quick), ("kernels", Suite::Kernels), ("layer", Suite::Layer)];
+const NAMES: [(&str, Suite); 4] =
+    [("quick", Suite::Quick), ("kernels", Suite::Kernels), ("layer", Suite::Layer), ("layers", Suite::Layers)];
 
 impl Suite {
     /// Name as users write it.
@@ -54,18 +57,26 @@ impl Suite {
     /// A strategy that some problem does not allow.
     pub fn tasks(self, capabilities: &Capabilities, strategy: Option<Strategy>) -> Result<Vec<Task>> {
         match self {
-            Self::Quick => {
-                let mut problems: Vec<Problem> = quick().to_vec();
-                if let Some(strategy) = strategy {
-                    problems.iter_mut().for_each(|problem| problem.strategy = strategy);
-                }
-                let mut seen = std::collections::HashSet::new();
-                problems.retain(|problem| seen.insert(*problem));
-                problems.iter().map(|problem| Task::attention(self.name(), problem)).collect()
-            }
+            Self::Quick => self.attention(&quick(), strategy),
             Self::Kernels => kernels::tasks(capabilities),
             Self::Layer => Ok(vec![layer(strategy.unwrap_or_default())?]),
+            Self::Layers => {
+                let mut tasks = vec![layer(strategy.unwrap_or_default())?];
+                tasks.extend(self.attention(&models(), strategy)?);
+                Ok(tasks)
+            }
         }
+    }
+
+    /// A task for each problem, without those that `strategy` makes the same.
+    fn attention(self, problems: &[Problem], strategy: Option<Strategy>) -> Result<Vec<Task>> {
+        let mut problems = problems.to_vec();
+        if let Some(strategy) = strategy {
+            problems.iter_mut().for_each(|problem| problem.strategy = strategy);
+        }
+        let mut seen = std::collections::HashSet::new();
+        problems.retain(|problem| seen.insert(*problem));
+        problems.iter().map(|problem| Task::attention(self.name(), problem)).collect()
     }
 }
 
@@ -97,6 +108,19 @@ const fn quick() -> [Problem; 9] {
         decode,
         Problem::new(1, 4, 2048, 128).causal(),
         Problem::new(1, 4, 2048, 128),
+    ]
+}
+
+/// all-MiniLM-L6-v2 on 32 sentences of 32 tokens, BERT-base on 8 of 512, GPT-2 on 1,024 tokens, Llama 3 8B on a prompt of 2,048 and
+/// on one token after 8,192.
+const fn models() -> [Problem; 5] {
+    let llama = Problem { kv_heads: 8, ..Problem::new(1, 32, 2048, 128) };
+    [
+        Problem::new(32, 12, 32, 32),
+        Problem::new(8, 12, 512, 64),
+        Problem::new(1, 12, 1024, 64).causal(),
+        llama.causal(),
+        Problem { seq_q: 1, seq_kv: 8192, ..llama },
     ]
 }
 
@@ -163,7 +187,7 @@ mod tests {
             assert!(!tasks.is_empty(), "{name}");
             assert!(tasks.iter().all(|task| task.graph.outputs().map(|(name, _)| name).eq(["out"])), "{name}");
         }
-        assert!("fast".parse::<Suite>().unwrap_err().to_string().contains("quick, kernels, layer"));
+        assert!("fast".parse::<Suite>().unwrap_err().to_string().contains("quick, kernels, layer, layers"));
     }
 
     #[test]

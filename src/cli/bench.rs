@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// auto, gpu, cpu, or part of an adapter's name; lavapipe is the software Vulkan device
     #[arg(long, default_value = "auto", value_parser = parse_select)]
     device: Select,
-    /// quick, kernels or layer; quick when no problem is given either
+    /// quick, kernels, layer or layers; quick when no problem is given either
     #[arg(long)]
     suite: Option<Suite>,
     /// An attention problem of your own, such as b=1,h=8,s=1024,d=64,causal
