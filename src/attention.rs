@@ -1,18 +1,21 @@
 //! Attention as one call: which kernels it becomes is the strategy's business.
 
+mod lowering;
 mod plain;
 mod unfused;
 
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::mask::{Causal, Fill, Masking, Window};
-use crate::ops::{AttentionFused, Layout, MAX_HEAD_DIM, Operands, ScoreMasks, Sizes};
+use crate::ops::{AttentionFused, Layout, Operands, ScoreMasks, Sizes};
+use lowering::Unfuse;
 use unfused::Unfused;
 
 /// How attention is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Strategy {
-    /// Fused, unless head_dim is larger than the fused kernel takes (256).
+    /// Fused where the device has a kernel for it, else unfused; the plan's description says which. Without a fused kernel are
+    /// heads wider than 256 on a GPU, and options that together bind more buffers than the device has.
     #[default]
     Auto,
     /// matmul, mask_scores, softmax, matmul; scores are stored in f32.
@@ -95,12 +98,6 @@ pub struct AttentionSteps {
     pub output: Tensor,
 }
 
-/// What a strategy comes to.
-enum Path {
-    Fused,
-    Unfused,
-}
-
 /// What the fused node has for outputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Returns {
@@ -120,9 +117,9 @@ impl Graph {
     /// # Errors
     /// Shapes that do not fit (both sides are named), masks that do not broadcast, options that mean nothing.
     pub fn attention(&mut self, q: Tensor, k: Tensor, v: Tensor, options: &Attention) -> Result<Tensor> {
-        match options.path(&self.sizes([q, k, v], options)?) {
-            Path::Fused => Ok(self.attention_fused([q, k, v], options, Returns::Output)?[0]),
-            Path::Unfused => Ok(self.unfused([q, k, v], options)?.output),
+        match options.strategy {
+            Strategy::Auto | Strategy::Fused => Ok(self.attention_fused([q, k, v], options, Returns::Output)?[0]),
+            Strategy::Unfused => Ok(self.unfused([q, k, v], options)?.output),
         }
     }
 
@@ -133,12 +130,12 @@ impl Graph {
     /// # Errors
     /// As [`Graph::attention`].
     pub fn attention_lse(&mut self, q: Tensor, k: Tensor, v: Tensor, options: &Attention) -> Result<(Tensor, Tensor)> {
-        match options.path(&self.sizes([q, k, v], options)?) {
-            Path::Fused => {
+        match options.strategy {
+            Strategy::Auto | Strategy::Fused => {
                 let outputs = self.attention_fused([q, k, v], options, Returns::OutputAndSums)?;
                 Ok((outputs[0], outputs[1]))
             }
-            Path::Unfused => {
+            Strategy::Unfused => {
                 let unfused = self.unfused([q, k, v], options)?;
                 Ok((unfused.output, self.unfused_lse([q, k, v], unfused.scores, options)?))
             }
@@ -150,12 +147,11 @@ impl Graph {
     /// # Errors
     /// As [`Graph::attention`], and as for [`Strategy::Unfused`].
     pub fn attention_steps(&mut self, [q, k, v]: [Tensor; 3], options: &Attention) -> Result<AttentionSteps> {
-        let path = options.path(&self.sizes([q, k, v], options)?);
         let Unfused { raw, capped, scores, weights, output } = self.unfused([q, k, v], options)?;
         let lse = self.unfused_lse([q, k, v], scores, options)?;
-        let output = match path {
-            Path::Fused => self.attention_fused([q, k, v], options, Returns::Output)?[0],
-            Path::Unfused => output,
+        let output = match options.strategy {
+            Strategy::Auto | Strategy::Fused => self.attention_fused([q, k, v], options, Returns::Output)?[0],
+            Strategy::Unfused => output,
         };
         Ok(AttentionSteps { raw, capped, scores, weights, lse, output })
     }
@@ -168,7 +164,12 @@ impl Graph {
         let returns_lse = returns == Returns::OutputAndSums;
         let op = AttentionFused { scale, rule, operands: options.operands(), has_sinks, returns_lse };
         let operands = qkv.into_iter().chain(options.stored());
-        self.add(op, &operands.chain(options.sinks).chain(tensors).collect::<Vec<_>>())
+        let inputs: Vec<_> = operands.chain(options.sinks).chain(tensors).collect();
+        let lowerings = match options.strategy {
+            Strategy::Auto => Unfuse::of(options, &rule, &inputs, returns).into_iter().collect(),
+            Strategy::Fused | Strategy::Unfused => Vec::new(),
+        };
+        self.add_lowerable(op, &inputs, lowerings)
     }
 
     fn sizes(&self, qkv: [Tensor; 3], options: &Attention) -> Result<Sizes> {
@@ -182,6 +183,25 @@ impl Attention {
     /// The options that are not tensors.
     pub fn masking(&self) -> Masking {
         Masking { causal: self.causal, window: self.window, fill: self.fill }
+    }
+
+    /// The same with other tensors.
+    fn map(&self, place: impl Fn(Tensor) -> Tensor) -> Self {
+        let ScoreMasks { mask, bias, kv_lengths, slopes, q_lengths, q_starts, kv_starts, .. } =
+            self.masks().map(&place);
+        Self {
+            mask,
+            bias,
+            kv_lengths,
+            slopes,
+            q_lengths,
+            q_starts,
+            kv_starts,
+            sinks: self.sinks.map(&place),
+            kv_scales: self.kv_scales.map(|scales| scales.map(&place)),
+            block_table: self.block_table.map(&place),
+            ..*self
+        }
     }
 
     /// How q, k and v are stored.
@@ -211,15 +231,6 @@ impl Attention {
             q_lengths: self.q_lengths,
             q_starts: self.q_starts,
             kv_starts: self.kv_starts,
-        }
-    }
-
-    fn path(&self, sizes: &Sizes) -> Path {
-        let too_wide = sizes.head_dim.max(sizes.head_dim_v) > MAX_HEAD_DIM;
-        match self.strategy {
-            Strategy::Fused => Path::Fused,
-            Strategy::Auto if !too_wide => Path::Fused,
-            Strategy::Auto | Strategy::Unfused => Path::Unfused,
         }
     }
 

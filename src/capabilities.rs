@@ -1,5 +1,7 @@
 //! What a device can do, as plain data. Techniques are chosen from this and from shapes alone.
 
+use crate::tensor::{Dtype, TensorDesc};
+
 /// Where kernels run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Backend {
@@ -50,6 +52,11 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
+    /// Whether kernels may use the dtypes of all these tensors.
+    pub(crate) fn has_types(&self, descs: &[TensorDesc]) -> bool {
+        self.f16 || descs.iter().all(|desc| desc.dtype != Dtype::F16)
+    }
+
     /// The least that WebGPU guarantees.
     pub fn baseline() -> Self {
         Self {

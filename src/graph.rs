@@ -1,11 +1,13 @@
 //! What to compute: nodes and tensor descriptions. Knows no device and no concrete op; each op adds its own
 //! builder method to [`Graph`] in its own file.
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::capabilities::Capabilities;
 use crate::error::{Error, Result};
-use crate::op::{Op, Update};
+use crate::op::{Op, Technique, Update};
 use crate::tensor::{HostTensor, TensorDesc};
 
 /// Handle of a tensor in one [`Graph`].
@@ -46,6 +48,28 @@ pub(crate) struct Node {
     pub op: Arc<dyn Op>,
     pub inputs: Vec<Tensor>,
     pub outputs: Vec<Tensor>,
+    /// Other ways to the same outputs, best first.
+    pub lowerings: Vec<Arc<dyn Lowering>>,
+    /// The op that a plan computes by this node and others.
+    pub instead_of: Option<&'static str>,
+}
+
+/// The tensor among `to` that stands where `tensor` stands among `from`.
+pub(crate) fn renamed(tensor: Tensor, from: &[Tensor], to: &[Tensor]) -> Tensor {
+    let at = from.iter().position(|other| *other == tensor);
+    to[at.expect("a lowering names tensors that its node has for inputs")]
+}
+
+/// Nodes that compute what one node computes. A plan puts them in its place where its device is better off with them.
+pub(crate) trait Lowering: fmt::Debug + Send + Sync {
+    /// Name to ask for it by, as for a technique of the op.
+    fn name(&self) -> &'static str;
+
+    /// Whether a device of these capabilities, on which the op offers these techniques, is better off with the nodes.
+    fn wins(&self, inputs: &[TensorDesc], offered: &[Technique], capabilities: &Capabilities) -> bool;
+
+    /// Adds the nodes; returns what they compute in the order of the op's outputs. `inputs` are the node's.
+    fn build(&self, graph: &mut Graph, inputs: &[Tensor]) -> Result<Vec<Tensor>>;
 }
 
 /// A computation on dense tensors. Shapes are checked as it is built.
@@ -123,6 +147,25 @@ impl Graph {
 
     /// Adds a node whose op is shared already. Errors as [`Graph::add`].
     pub fn add_shared(&mut self, op: Arc<dyn Op>, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        self.add_node(op, inputs, Vec::new())
+    }
+
+    /// Adds a node that a plan may compute in other ways. Errors as [`Graph::add`].
+    pub(crate) fn add_lowerable(
+        &mut self,
+        op: impl Op + 'static,
+        inputs: &[Tensor],
+        lowerings: Vec<Arc<dyn Lowering>>,
+    ) -> Result<Vec<Tensor>> {
+        self.add_node(Arc::new(op), inputs, lowerings)
+    }
+
+    fn add_node(
+        &mut self,
+        op: Arc<dyn Op>,
+        inputs: &[Tensor],
+        lowerings: Vec<Arc<dyn Lowering>>,
+    ) -> Result<Vec<Tensor>> {
         for &input in inputs {
             self.check_readable(op.name(), input)?;
         }
@@ -144,7 +187,8 @@ impl Graph {
         }
         let outputs: Vec<Tensor> =
             outputs.into_iter().zip(origins).map(|(desc, origin)| self.push(desc, origin, String::new())).collect();
-        self.nodes.push(Node { op, inputs: inputs.to_vec(), outputs: outputs.clone() });
+        let (inputs, instead_of) = (inputs.to_vec(), None);
+        self.nodes.push(Node { op, inputs, outputs: outputs.clone(), lowerings, instead_of });
         Ok(outputs)
     }
 
@@ -211,6 +255,38 @@ impl Graph {
             return Err(Error::Graph(format!("two inputs or weights are named `{name}`")));
         }
         Ok(self.push(desc, origin, name.to_owned()))
+    }
+
+    /// Puts the nodes of a lowering in the place of node `index`, whose outputs become reshapes of theirs.
+    pub(crate) fn lower(&mut self, index: usize, lowering: &dyn Lowering) -> Result<()> {
+        let node = self.nodes[index].clone();
+        let mut part = Self::new();
+        let descs = node.inputs.iter().map(|input| &self.tensors[input.index].desc).enumerate();
+        let inputs = descs.map(|(at, desc)| part.input(&at.to_string(), desc.clone())).collect::<Result<Vec<_>>>()?;
+        let results = lowering.build(&mut part, &inputs)?;
+        // The part's tensors as this graph's: its inputs are the node's, and come first.
+        let mut tensors = node.inputs.clone();
+        for info in part.tensors.drain(inputs.len()..) {
+            let origin = match info.origin {
+                Origin::Update(of) => Origin::Update(tensors[of.index]),
+                Origin::Reshape(of) => Origin::Reshape(tensors[of.index]),
+                origin => origin,
+            };
+            tensors.push(self.push(info.desc, origin, info.name));
+        }
+        let here = |of: &[Tensor]| of.iter().map(|tensor| tensors[tensor.index]).collect::<Vec<_>>();
+        let instead_of = Some(node.instead_of.unwrap_or(node.op.name()));
+        let nodes = part.nodes.into_iter().map(|node| Node {
+            inputs: here(&node.inputs),
+            outputs: here(&node.outputs),
+            instead_of,
+            ..node
+        });
+        self.nodes.splice(index..=index, nodes.collect::<Vec<_>>());
+        for (output, result) in node.outputs.iter().zip(here(&results)) {
+            self.tensors[output.index].origin = Origin::Reshape(result);
+        }
+        Ok(())
     }
 
     fn push(&mut self, desc: TensorDesc, origin: Origin, name: String) -> Tensor {

@@ -29,12 +29,12 @@
 //! | [`capabilities`] | what a device can do, as data |
 //! | [`shader`] | a kernel file, its library files and the constants that the host sets: the pipeline key |
 //! | [`op`] | the trait [`Op`](op::Op) and what a technique is |
-//! | [`graph`] | what to compute; knows no concrete op |
+//! | [`graph`] | what to compute, and what a plan may compute in its place; knows no concrete op |
 //! | [`compare`], [`case`] | comparing with a reference; problems with seeded inputs |
 //! | [`ops`] | one file per op: shape rule, reference, cost, techniques, cases, builder; the registry |
 //! | [`attention`] | `Graph::attention` and its strategies |
 //! | `timing` | durations and what measured them |
-//! | [`memory`], `schedule` | slots that tensors share; techniques and slots resolved for a graph |
+//! | [`memory`], `schedule` | slots that tensors share; lowerings, techniques and slots resolved for a graph |
 //! | [`gpu`] | the only folder that names wgpu |
 //! | [`cpu`] | the native backend; its kernels know nothing above [`mask`] |
 //! | [`device`], [`plan`] | either of the two behind one face |

@@ -1,5 +1,6 @@
 //! How a graph is computed, resolved but not yet allocated: a technique for each node, a slot for each tensor.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -13,7 +14,8 @@ use crate::tensor::{Dtype, HostTensor, TensorDesc};
 /// Choices that override the default ones.
 #[derive(Debug, Clone, Default)]
 pub struct PlanOptions {
-    /// Pairs of op and technique, such as `("matmul", "matmul_tiled")`: every node of the op runs that technique.
+    /// Pairs of op and technique, such as `("matmul", "matmul_tiled")`: every node of the op runs that technique. Attention
+    /// that was built with [`Strategy::Auto`](crate::Strategy::Auto) also has `("attention_fused", "unfused")`.
     pub techniques: Vec<(String, String)>,
 }
 
@@ -25,6 +27,8 @@ pub(crate) struct Step {
     pub inputs: Vec<Operand>,
     pub outputs: Vec<Operand>,
     pub cost: Cost,
+    /// The op that this step computes together with others.
+    pub instead_of: Option<&'static str>,
 }
 
 /// A tensor of a step: where it lies and what it is.
@@ -67,14 +71,11 @@ pub(crate) struct Schedule {
 
 impl Schedule {
     pub fn new(graph: &Graph, capabilities: &Capabilities, options: &PlanOptions) -> Result<Self> {
+        check_forced(graph, options)?;
+        let graph = &*lowered(graph, capabilities, options)?;
         let nodes = needed(graph);
         if graph.outputs.is_empty() && nodes.is_empty() {
             return Err(Error::Graph("there is no output; name one with Graph::output".into()));
-        }
-        if let Some((op, _)) = options.techniques.iter().find(|(op, _)| nodes.iter().all(|node| node.op.name() != op)) {
-            let mut ops: Vec<_> = nodes.iter().map(|node| node.op.name()).collect();
-            ops.dedup();
-            return Err(Error::Plan(format!("a technique is given for `{op}`; the ops are {}", ops.join(", "))));
         }
         let (slots, slot_of) = place(graph, &nodes);
         let operand = |tensor: Tensor| Operand {
@@ -84,13 +85,14 @@ impl Schedule {
         let steps = nodes
             .iter()
             .map(|node| {
-                let descs: Vec<_> = node.inputs.iter().map(|t| graph.tensors[t.index].desc.clone()).collect();
+                let descs = input_descs(graph, node);
                 Ok(Step {
                     op: node.op.clone(),
                     technique: choose(node, &descs, capabilities, options)?,
                     inputs: node.inputs.iter().map(|&tensor| operand(tensor)).collect(),
                     outputs: node.outputs.iter().map(|&tensor| operand(tensor)).collect(),
                     cost: node.op.cost(&descs),
+                    instead_of: node.instead_of,
                 })
             })
             .collect::<Result<_>>()?;
@@ -157,6 +159,53 @@ impl Schedule {
     }
 }
 
+fn input_descs(graph: &Graph, node: &Node) -> Vec<TensorDesc> {
+    node.inputs.iter().map(|tensor| graph.tensors[tensor.index].desc.clone()).collect()
+}
+
+/// Refuses techniques of ops that the graph does not have.
+fn check_forced(graph: &Graph, options: &PlanOptions) -> Result<()> {
+    if options.techniques.is_empty() {
+        return Ok(());
+    }
+    let mut ops: Vec<_> = needed(graph).iter().map(|node| node.op.name()).collect();
+    match options.techniques.iter().find(|(op, _)| !ops.contains(&op.as_str())) {
+        None => Ok(()),
+        Some((op, _)) => {
+            ops.dedup();
+            Err(Error::Plan(format!("a technique is given for `{op}`; the ops are {}", ops.join(", "))))
+        }
+    }
+}
+
+/// The technique that was asked for; nodes of a lowering that was asked for by their own op's name are free.
+fn forced<'a>(node: &Node, options: &'a PlanOptions) -> Option<&'a str> {
+    if node.instead_of == Some(node.op.name()) {
+        return None;
+    }
+    let mut techniques = options.techniques.iter();
+    techniques.find(|(op, _)| op == node.op.name()).map(|(_, technique)| technique.as_str())
+}
+
+/// The graph with other nodes for those that this device computes better in several steps, or cannot compute in one.
+fn lowered<'a>(graph: &'a Graph, capabilities: &Capabilities, options: &PlanOptions) -> Result<Cow<'a, Graph>> {
+    let mut graph = Cow::Borrowed(graph);
+    let mut index = 0;
+    while let Some(node) = graph.nodes.get(index) {
+        let descs = input_descs(&graph, node);
+        let wanted = node.lowerings.iter().find(|lowering| match forced(node, options) {
+            Some(forced) => lowering.name() == forced,
+            None => lowering.wins(&descs, &node.op.techniques(&descs, capabilities), capabilities),
+        });
+        match wanted.cloned() {
+            // What comes in its place may have lowerings of its own.
+            Some(lowering) => graph.to_mut().lower(index, &*lowering)?,
+            None => index += 1,
+        }
+    }
+    Ok(graph)
+}
+
 /// Nodes that some output depends on, or that change an input in place, in order.
 fn needed(graph: &Graph) -> Vec<&Node> {
     let mut wanted = vec![false; graph.tensors.len()];
@@ -219,11 +268,12 @@ fn place(graph: &Graph, nodes: &[&Node]) -> (Vec<Slot>, Vec<Option<usize>>) {
 
 fn choose(node: &Node, descs: &[TensorDesc], capabilities: &Capabilities, options: &PlanOptions) -> Result<Technique> {
     let op = node.op.name();
-    let forced = options.techniques.iter().find(|(name, _)| name == op).map(|(_, technique)| technique);
+    let forced = forced(node, options);
     let mut offered = node.op.techniques(descs, capabilities);
     let Some(index) = offered.iter().position(|technique| forced.is_none_or(|forced| technique.name() == forced))
     else {
-        let names: Vec<_> = offered.iter().map(Technique::name).collect();
+        let lowerings = node.lowerings.iter().map(|lowering| lowering.name());
+        let names: Vec<_> = offered.iter().map(Technique::name).chain(lowerings).collect();
         let outputs = node.op.outputs(descs)?;
         let lacks_f16 = !capabilities.f16 && descs.iter().chain(&outputs).any(|desc| desc.dtype == Dtype::F16);
         let bound = descs.len() + outputs.len();
@@ -235,7 +285,7 @@ fn choose(node: &Node, descs: &[TensorDesc], capabilities: &Capabilities, option
             (false, true) => "nothing is offered for these shapes".to_owned(),
             (false, false) => format!("offered are {}", names.join(", ")),
         };
-        return Err(Error::Unsupported { op, technique: forced.cloned().unwrap_or_else(|| "any".into()), reason });
+        return Err(Error::Unsupported { op, technique: forced.unwrap_or("any").into(), reason });
     };
     Ok(offered.swap_remove(index))
 }
@@ -266,6 +316,9 @@ pub struct StepDescription {
     pub op: &'static str,
     /// Technique, such as `matmul_tiled`.
     pub technique: &'static str,
+    /// The op of the graph that this step computes together with others, such as `attention_fused` on a device that has no
+    /// technique of it.
+    pub instead_of: Option<&'static str>,
     /// What goes in.
     pub inputs: Vec<TensorDesc>,
     /// What comes out.
@@ -277,11 +330,20 @@ pub struct StepDescription {
 }
 
 impl StepDescription {
+    /// Such as `softmax_row`, or `softmax_row for attention_fused`.
+    pub(crate) fn technique_and_reason(&self) -> String {
+        match self.instead_of {
+            None => self.technique.to_owned(),
+            Some(op) => format!("{} for {op}", self.technique),
+        }
+    }
+
     fn new(step: &Step) -> Self {
         let descs = |operands: &[Operand]| operands.iter().map(|operand| operand.desc.clone()).collect();
         Self {
             op: step.op.name(),
             technique: step.technique.name(),
+            instead_of: step.instead_of,
             inputs: descs(&step.inputs),
             outputs: descs(&step.outputs),
             workgroups: match &step.technique {
@@ -316,7 +378,7 @@ impl fmt::Display for PlanDescription {
         for (index, step) in self.steps.iter().enumerate() {
             table.add_row([
                 index.to_string(),
-                step.technique.to_owned(),
+                step.technique_and_reason(),
                 shapes(&step.inputs),
                 shapes(&step.outputs),
                 step.workgroups.map_or_else(|| "native".into(), |grid| format!("{grid:?}")),

@@ -1,6 +1,8 @@
 //! `Graph::attention`: fused = unfused = reference on every device, over a table of problems and over random ones.
 
 mod common;
+#[path = "common/embed.rs"]
+mod embed;
 #[path = "common/problem.rs"]
 mod problem;
 #[path = "common/random.rs"]
@@ -8,9 +10,10 @@ mod random;
 
 use std::process::ExitCode;
 
-use common::{Subject, Verdict, each_device, run};
+use common::{Subject, Verdict, each_device, each_of, run};
 use libtest_mimic::{Completion, Trial};
 use problem::{Pages, Problem, check, draw, graph, problem};
+use regard::capabilities::Backend;
 use regard::{
     Attention, Causal, Device, Dtype, Fill, Graph, HostTensor, Plan, PlanOptions, Strategy, Window, reference,
 };
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
     trials.extend(each_device("packed sequences are as each alone", packed_is_each_alone));
     trials.extend(each_device("steps leave the output alone", steps_leave_the_output_alone));
     trials.extend(each_device("random problems", random::check_some));
+    trials.extend(each_of(&[Backend::Gpu], "random problems, eight storage buffers", random::check_poor));
     trials.push(Trial::test("random problems have every option", random::have_every_option));
     run(trials)
 }
@@ -282,12 +286,20 @@ fn fully_masked_rows(subject: &Subject) -> Verdict {
 
 fn wide_heads_are_unfused(subject: &Subject) -> Verdict {
     let options = PlanOptions::default();
-    for (head_dim, head_dim_v, fused) in [(256, 256, true), (257, 16, false), (16, 257, false)] {
+    let native = subject.device.capabilities().backend == Backend::Cpu;
+    for (head_dim, head_dim_v, narrow) in [(256, 256, true), (257, 16, false), (16, 257, false)] {
         let problem = problem("wide", [1, 1, 1, 4, 4, head_dim, head_dim_v], Attention::default());
-        let steps = Plan::preview(&subject.device, &graph(&problem, Strategy::Auto), &options)?.steps;
-        let ops: Vec<_> = steps.iter().map(|step| step.op).collect();
-        let wanted = if fused { vec!["attention_fused"] } else { vec!["matmul", "softmax", "matmul"] };
-        assert_eq!(ops, wanted, "head_dim {head_dim} and {head_dim_v}");
+        let ops = |options: &PlanOptions| -> regard::Result<Vec<_>> {
+            let steps = Plan::preview(&subject.device, &graph(&problem, Strategy::Auto), options)?.steps;
+            Ok(steps.iter().map(|step| step.op).collect())
+        };
+        let unfused = vec!["matmul", "softmax", "matmul"];
+        let wanted = if narrow || native { vec!["attention_fused"] } else { unfused.clone() };
+        assert_eq!(ops(&options)?, wanted, "head_dim {head_dim} and {head_dim_v}");
+        let forced = PlanOptions { techniques: vec![("attention_fused".into(), "unfused".into())] };
+        assert_eq!(ops(&forced)?, unfused);
+        let fused = Plan::preview(&subject.device, &graph(&problem, Strategy::Fused), &options);
+        assert_eq!(fused.is_ok(), narrow || native, "head_dim {head_dim} and {head_dim_v}");
     }
     Ok(Completion::Completed)
 }

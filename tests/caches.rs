@@ -1,14 +1,19 @@
 //! What a cache holds after appends, however it is stored, and lengths, positions and pages that are out of range.
 
 mod common;
+#[path = "common/embed.rs"]
+mod embed;
 
 use std::process::ExitCode;
 
-use common::{Subject, Verdict, each_device, run};
+use common::{Subject, Verdict, each_device, each_of, run};
+use embed::{ALL_FEATURES, wgpu_device};
 use libtest_mimic::Completion;
+use regard::capabilities::Backend;
 use regard::case::CaseInput;
-use regard::ops::{Angles, AppendOptions, KvCache, Layout, Pairs, Positions, RotaryOptions, rotary_caches};
-use regard::{Device, Dtype, Graph, HostTensor, Plan, Result, RunOptions, TensorDesc};
+use regard::compare::{NanMeans, Tolerance, compare};
+use regard::ops::{Angles, AppendOptions, HeadNorm, KvCache, Layout, Pairs, Positions, RotaryOptions, rotary_caches};
+use regard::{Device, Dtype, Graph, HostTensor, Plan, PlanOptions, Result, RunOptions, TensorDesc, reference};
 
 const CHECKED: RunOptions = RunOptions { check: true };
 
@@ -26,6 +31,7 @@ fn main() -> ExitCode {
     ] {
         trials.extend(each_device(name, body));
     }
+    trials.extend(each_of(&[Backend::Gpu], "eight storage buffers: keys are normed and turned first", turned_first));
     run(trials)
 }
 
@@ -279,5 +285,103 @@ fn bad_data_is_reported(subject: &Subject) -> Verdict {
     refused([positions, &[3, 1], new, table], "append_kv: page 0 of sequence 1 is 9, the cache has 6");
     let shared = [0, 1, 5, 0, 9, 5, 4, 0];
     refused([positions, lengths, new, &shared], "append_kv: page 5 would get rows of sequence 0 and of sequence 1");
+    Ok(Completion::Completed)
+}
+
+/// What new keys go through in [`turned_first`].
+struct Turned {
+    layout: Layout,
+    /// Shape of the angles; none turn where it is empty.
+    angles: Vec<usize>,
+    normed: bool,
+    paged: bool,
+    counted: bool,
+    steps: &'static [&'static str],
+}
+
+impl Turned {
+    /// Of 2 sequences, 3 new rows, 2 heads and head_dim 4; values are 5 wide.
+    fn graph(&self) -> Result<Graph> {
+        let mut graph = Graph::new();
+        let new = |dim| match self.layout {
+            Layout::HeadsFirst => vec![2, 2, 3, dim],
+            Layout::SeqFirst => vec![2, 3, 2, dim],
+            Layout::Merged { heads } => vec![2, 3, heads * dim],
+        };
+        let mut input = |name: &str, shape: &[usize]| graph.input(name, desc(Dtype::F32, shape));
+        let (k, v) = (input("k", &new(4))?, input("v", &new(5))?);
+        let rows = if self.paged { [8, 2, 2] } else { [2, 2, 8] };
+        let [keys, values] = [("keys", 4), ("values", 5)].map(|(name, dim)| input(name, &[&rows[..], &[dim]].concat()));
+        let angles = |name: &str, input: &mut dyn FnMut(&str, &[usize]) -> Result<_>| input(name, &self.angles);
+        let rotary = match self.angles.is_empty() {
+            true => None,
+            false => {
+                Some(Angles { cos: angles("cos", &mut input)?, sin: angles("sin", &mut input)?, pairs: Pairs::Halves })
+            }
+        };
+        let weight = if self.normed { Some(input("weight", &[4])?) } else { None };
+        let key_norm = weight.map(|weight| HeadNorm { weight: Some(weight), epsilon: 1e-5 });
+        let mut numbers = |name: &str, shape: &[usize]| graph.input(name, desc(Dtype::U32, shape));
+        let lengths = numbers("lengths", &[2])?;
+        let new_lengths = if self.counted { Some(numbers("new", &[2])?) } else { None };
+        let block_table = if self.paged { Some(numbers("table", &[2, 4])?) } else { None };
+        let cache = KvCache { keys: keys?, values: values?, lengths, scales: None, block_table };
+        let options = AppendOptions { layout: self.layout, new_lengths, rotary, key_norm };
+        let after = graph.append_kv(&cache, k, v, &options)?;
+        for (name, tensor) in [("all keys", after.keys), ("all values", after.values), ("count", after.lengths)] {
+            graph.output(name, tensor)?;
+        }
+        Ok(graph)
+    }
+}
+
+/// WebGPU's least is eight storage buffers; an append of turned keys binds more, and becomes two steps there.
+fn turned_first(subject: &Subject) -> Verdict {
+    let (_device, _queue, poor) = wgpu_device(subject, ALL_FEATURES)?;
+    let by_position = Turned {
+        layout: Layout::HeadsFirst,
+        angles: vec![9, 2],
+        normed: true,
+        paged: false,
+        counted: false,
+        steps: &["rotary", "append_kv"],
+    };
+    let by_row = Turned { layout: Layout::SeqFirst, angles: vec![2, 3, 1], normed: false, paged: true, ..by_position };
+    let merged = Layout::Merged { heads: 2 };
+    let steps = &["rms_norm", "append_kv"];
+    let only_normed = Turned { layout: merged, angles: vec![], normed: true, paged: true, counted: true, steps };
+    let counted =
+        Turned { layout: merged, angles: vec![9, 2], normed: false, paged: true, counted: true, ..by_position };
+    for turned in [by_position, by_row, only_normed, counted] {
+        let graph = turned.graph()?;
+        let mut plan = Plan::new(&poor, &graph)?;
+        let description = plan.describe();
+        let ops: Vec<_> = description.steps.iter().map(|step| step.op).collect();
+        assert_eq!(ops, turned.steps, "{description}");
+        assert!(description.steps.iter().all(|step| step.instead_of == Some("append_kv")), "{description}");
+        let elsewhere = |options| Ok::<_, regard::Error>(Plan::preview(&Device::cpu(), &graph, &options)?.steps);
+        assert_eq!(elsewhere(PlanOptions::default())?.len(), 1);
+        let forced = elsewhere(PlanOptions { techniques: vec![("append_kv".into(), "turn_first".into())] })?;
+        assert_eq!(forced.iter().map(|step| step.op).collect::<Vec<_>>(), turned.steps);
+        let inputs: Vec<_> = graph
+            .inputs()
+            .zip(1..)
+            .map(|((name, desc), seed)| {
+                let value = match name {
+                    "lengths" => numbers(&[4, 0]),
+                    "new" => numbers(&[3, 1]),
+                    "table" => HostTensor::u32(&[2, 4], vec![7, 2, 1, 6, 3, 0, 4, 5]).expect("eight entries"),
+                    _ => CaseInput::normal(Dtype::F32, &desc.shape, 1.0).draw(seed),
+                };
+                (name, value)
+            })
+            .collect();
+        let inputs: Vec<_> = inputs.iter().map(|(name, value)| (*name, value)).collect();
+        let wanted = reference::run(&graph, &inputs)?;
+        for (name, got) in plan.run_with(&inputs, &CHECKED)? {
+            let comparison = compare(&got, &wanted[&name], Tolerance::of_scale(1e-6), NanMeans::Nan);
+            assert!(comparison.passed(), "{name}, {ops:?}: {comparison}");
+        }
+    }
     Ok(Completion::Completed)
 }

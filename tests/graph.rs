@@ -89,7 +89,6 @@ fn one(dtype: Dtype, shape: &'static [usize], build: fn(&mut Graph, Tensor) -> R
 fn bad_graphs() -> Vec<BadGraph> {
     let plain = Attention::default();
     let window = |left, right| Attention { window: Some(Window { left, right, align: None }), ..plain };
-    let fused = Attention { strategy: Strategy::Fused, ..plain };
     let unfused = Attention { strategy: Strategy::Unfused, ..plain };
     let qkv: [&[usize]; 3] = [&[1, 2, 5, 8], &[1, 2, 7, 8], &[1, 2, 7, 8]];
     let matmul = MatMul::default();
@@ -141,11 +140,6 @@ fn bad_graphs() -> Vec<BadGraph> {
             "two ranks",
             attends([&[1, 2, 5, 8], &[2, 7, 8], &[1, 2, 7, 8]], plain),
             "attention: query and key have one rank, query is f32 [1, 2, 5, 8], key is f32 [2, 7, 8]",
-        ),
-        (
-            "fused with wide heads",
-            attends([&[1, 1, 5, 257], &[1, 1, 7, 257], &[1, 1, 7, 8]], fused),
-            "attention: the fused kernel takes head_dim up to 256, got 257 and 8 for the value",
         ),
         (
             "two dtypes",

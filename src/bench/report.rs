@@ -6,7 +6,7 @@ use super::statistics::Statistics;
 use super::task::Task;
 use crate::device::Device;
 use crate::op::Cost;
-use crate::plan::{Clock, PlanDescription};
+use crate::plan::{Clock, PlanDescription, StepDescription};
 
 /// Name and version of the lines' keys.
 pub const SCHEMA: &str = "regard.bench/1";
@@ -128,7 +128,7 @@ impl Line {
 
 impl Work {
     pub(super) fn new(plan: &PlanDescription, task: &Task) -> Self {
-        let techniques: Vec<_> = plan.steps.iter().map(|step| step.technique).collect();
+        let techniques: Vec<_> = plan.steps.iter().map(StepDescription::technique_and_reason).collect();
         let cost: Cost = plan.cost();
         Self {
             path: techniques.join(" + "),

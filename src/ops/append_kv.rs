@@ -6,11 +6,14 @@
 mod cases;
 mod definition;
 mod launch;
+mod lowering;
 mod native;
+
+use std::sync::Arc;
 
 use crate::capabilities::{Backend, Capabilities};
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Tensor};
+use crate::graph::{Graph, Lowering, Tensor};
 use crate::op::{Cost, Op, Rows, Technique, Update};
 use crate::ops::operands::Layout;
 use crate::ops::rotation::{AngleTable, Angles, HeadNorm, HeadSizes, NormRule, Pairs};
@@ -18,6 +21,7 @@ use crate::shader::{Source, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
 
 pub(super) use cases::cases;
+use lowering::TurnFirst;
 
 const ROW: Source = wgsl!("append_kv_row");
 const NEW_ROWS_ALL: Source = wgsl!("lib/new_rows_all");
@@ -102,7 +106,10 @@ impl Graph {
         inputs.extend(cache.block_table.into_iter().chain(new_lengths));
         inputs.extend(rotary.into_iter().flat_map(|angles| [angles.cos, angles.sin]));
         inputs.extend(key_norm.and_then(|norm| norm.weight));
-        let outputs = self.add(op, &inputs)?;
+        let turns_first = TurnFirst { cache: *cache, options: *options, inputs: inputs.clone() };
+        let turns = rotary.is_some() || key_norm.is_some();
+        let lowerings = turns.then(|| Arc::new(turns_first) as Arc<dyn Lowering>).into_iter().collect();
+        let outputs = self.add_lowerable(op, &inputs, lowerings)?;
         Ok(KvCache {
             keys: outputs[0],
             values: outputs[1],

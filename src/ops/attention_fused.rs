@@ -56,8 +56,8 @@ const LSE_BINDING: u32 = 21;
 /// Query rows of a workgroup, as in the shader.
 const QUERIES: usize = 32;
 
-/// Largest head dimension of q, k and v: the output rows of a tile stay in registers.
-pub(crate) const MAX_HEAD_DIM: usize = 256;
+/// Largest head dimension of q, k and v on a GPU: the output rows of a tile stay in registers.
+const MAX_HEAD_DIM: usize = 256;
 
 /// Attention of `q` `[batch, heads, seq_q, head_dim]` over `k` `[batch, kv_heads, seq_kv, head_dim]` and
 /// `v` `[batch, kv_heads, seq_kv, head_dim_v]`, into `[batch, heads, seq_q, head_dim_v]` of q's dtype.
@@ -102,12 +102,6 @@ impl Op for AttentionFused {
             return Err(Error::shape("attention", message));
         }
         let sizes = self.sizes(inputs)?;
-        if sizes.head_dim.max(sizes.head_dim_v) > MAX_HEAD_DIM {
-            let (d, dv) = (sizes.head_dim, sizes.head_dim_v);
-            let message =
-                format!("the fused kernel takes head_dim up to {MAX_HEAD_DIM}, got {d} and {dv} for the value");
-            return Err(Error::shape("attention", message));
-        }
         if !self.scale.is_finite() {
             return Err(Error::option("attention", format!("scale is {}, it must be finite", self.scale)));
         }
@@ -252,6 +246,9 @@ impl AttentionFused {
     fn fused(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
         let sizes = self.sizes(inputs).ok()?;
         let checked = self.checked(&sizes, inputs).ok()?;
+        if sizes.head_dim.max(sizes.head_dim_v) > MAX_HEAD_DIM {
+            return None;
+        }
         let mut bindings = Bindings::in_order(3, 1);
         let (mut libraries, mut constants) = self.storage(inputs, &sizes, &mut bindings);
         let (rules, rule_constants) = checked.link(&mut bindings);

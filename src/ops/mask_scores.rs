@@ -10,7 +10,7 @@ use crate::compare::Tolerance;
 use crate::cpu::kernels::args::{Elements, ElementsMut};
 use crate::cpu::kernels::mask as kernel;
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Tensor};
+use crate::graph::{Graph, Lowering, Tensor, renamed};
 use crate::mask::Masking;
 use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
 use crate::ops::definition::Definition;
@@ -57,6 +57,14 @@ pub struct ScoreMasks {
 }
 
 impl ScoreMasks {
+    /// The same with other tensors.
+    pub(crate) fn map(&self, place: impl Fn(Tensor) -> Tensor) -> Self {
+        let Self { softcap, masking, mask, bias, kv_lengths, slopes, q_lengths, q_starts, kv_starts } = *self;
+        let [mask, bias, kv_lengths, slopes] = [mask, bias, kv_lengths, slopes].map(|tensor| tensor.map(&place));
+        let [q_lengths, q_starts, kv_starts] = [q_lengths, q_starts, kv_starts].map(|tensor| tensor.map(&place));
+        Self { softcap, masking, mask, bias, kv_lengths, slopes, q_lengths, q_starts, kv_starts }
+    }
+
     /// The rule that an op takes, and the tensors that follow its own.
     pub(crate) fn rule(&self) -> (ScoreRule, impl Iterator<Item = Tensor> + use<>) {
         let rule = ScoreRule {
@@ -83,7 +91,35 @@ impl Graph {
     pub fn mask_scores(&mut self, scores: Tensor, masks: &ScoreMasks) -> Result<Tensor> {
         let (rule, tensors) = masks.rule();
         let inputs: Vec<Tensor> = [scores].into_iter().chain(tensors).collect();
-        Ok(self.add(MaskScores { rule }, &inputs)?[0])
+        let split: Arc<dyn Lowering> = Arc::new(MasksAfterSums { masks: *masks, inputs: inputs.clone() });
+        let splits = rule.has_mask && (rule.has_bias || rule.has_slopes);
+        Ok(self.add_lowerable(MaskScores { rule }, &inputs, splits.then_some(split).into_iter().collect())?[0])
+    }
+}
+
+/// What is added to the scores in one step and the mask in a second, for a device that cannot bind the tensors of both.
+#[derive(Debug)]
+struct MasksAfterSums {
+    masks: ScoreMasks,
+    /// Of the node: the scores, then the tensors of the masks.
+    inputs: Vec<Tensor>,
+}
+
+impl Lowering for MasksAfterSums {
+    fn name(&self) -> &'static str {
+        "masks_after_sums"
+    }
+
+    fn wins(&self, inputs: &[TensorDesc], offered: &[Technique], capabilities: &Capabilities) -> bool {
+        offered.is_empty() && inputs.len() + 1 > capabilities.storage_buffers as usize
+    }
+
+    fn build(&self, graph: &mut Graph, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+        let masks = self.masks.map(|tensor| renamed(tensor, &self.inputs, inputs));
+        // What the first step masks out has no sum left that could bring it back, so the second may mask it again.
+        let scores = graph.mask_scores(inputs[0], &ScoreMasks { mask: None, ..masks })?;
+        let only_masks = ScoreMasks { softcap: None, bias: None, slopes: None, ..masks };
+        Ok(vec![graph.mask_scores(scores, &only_masks)?])
     }
 }
 

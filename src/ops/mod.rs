@@ -51,7 +51,6 @@ mod windows;
 pub use append_kv::{AppendKv, AppendOptions, KvCache};
 pub use assign::Assign;
 pub use attention_fused::AttentionFused;
-pub(crate) use attention_fused::MAX_HEAD_DIM;
 pub use cast::Cast;
 pub use concat::Concat;
 pub use conv2d::Conv2d;

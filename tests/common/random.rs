@@ -1,15 +1,18 @@
 //! Attention problems over the whole option space. Head dimensions, dtypes and page sizes come from small sets: each combination
 //! is a pipeline for each combination of rules.
 
+use std::cell::Cell;
+
 use libtest_mimic::{Completion, Failed};
-use proptest::prelude::{Just, Strategy, any, prop, prop_oneof};
+use proptest::prelude::{Just, Strategy as Draw, any, prop, prop_oneof};
 use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 use regard::capabilities::Backend;
-use regard::{Attention, Causal, Device, Dtype, Fill, Layout, Window};
+use regard::{Attention, Causal, Device, Dtype, Fill, Layout, Plan, PlanOptions, Strategy, Window};
 
 use crate::common::{Subject, Verdict};
-use crate::problem::{Pages, Problem, check, problem};
+use crate::embed::{ALL_FEATURES, wgpu_device};
+use crate::problem::{Pages, Problem, check, graph, problem};
 
 /// How queries and keys belong together.
 #[derive(Debug, Clone)]
@@ -57,7 +60,7 @@ const POOL: usize = 7;
 const ENTRIES: usize = 4 * 11;
 
 /// Small problems with any sizes, heads, storage, masks, lengths and fills.
-pub fn problems(device: &Device) -> impl Strategy<Value = Problem> + use<> {
+pub fn problems(device: &Device) -> impl Draw<Value = Problem> + use<> {
     let head_dims = prop_oneof![Just([8, 8]), Just([16, 12]), Just([33, 20])];
     let sizes = (0..=2usize, 1..=3usize, 1..=2usize, 0..=40usize, 0..=40usize);
     let numbers = (prop::option::of(0.1..9.0f32), prop::option::of(-0.5..0.5f32));
@@ -117,7 +120,7 @@ impl Storage {
     }
 }
 
-fn storage(device: &Device) -> impl Strategy<Value = Storage> + use<> {
+fn storage(device: &Device) -> impl Draw<Value = Storage> + use<> {
     let f16 = device.capabilities().f16;
     let supported = move |dtype| if dtype == Dtype::F16 && !f16 { Dtype::F32 } else { dtype };
     let float = || prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::BF16)].prop_map(supported);
@@ -162,7 +165,7 @@ fn place(problem: &mut Problem, sequences: Sequences, [kv, q]: [bool; 2], length
 }
 
 /// Causality, window and fill.
-fn band() -> impl Strategy<Value = Attention> {
+fn band() -> impl Draw<Value = Attention> {
     let past = (0..20u32).prop_map(Causal::Past);
     let alignment = || prop_oneof![Just(Causal::TopLeft), Just(Causal::BottomRight), past.clone()];
     let side = || prop::option::of(0..12i64);
@@ -176,7 +179,7 @@ fn band() -> impl Strategy<Value = Attention> {
 }
 
 /// Starts mostly do not decrease; they may begin behind the first row and end before or behind the last.
-fn sequences() -> impl Strategy<Value = Sequences> {
+fn sequences() -> impl Draw<Value = Sequences> {
     let starts = |most: usize| {
         (prop::collection::vec((0..44u32, 0..44u32), 1..=most), 0..4u8).prop_map(|(starts, wild)| {
             let (mut q, mut kv): (Vec<u32>, Vec<u32>) = starts.into_iter().unzip();
@@ -209,6 +212,33 @@ pub fn check_some(subject: &Subject) -> Verdict {
     let outcome = runner(if native { NATIVE_CASES } else { GPU_CASES })
         .run(&problems(&subject.device), |problem| check(&subject.device, &problem).map_err(TestCaseError::fail));
     outcome.map_err(|error| format!("on {}: {error}", subject.name))?;
+    Ok(Completion::Completed)
+}
+
+/// Random problems on a device that binds eight storage buffers to a kernel, WebGPU's least: what the fused kernel cannot bind goes
+/// unfused, and the plan says so.
+pub fn check_poor(subject: &Subject) -> Verdict {
+    let (_device, _queue, poor) = wgpu_device(subject, ALL_FEATURES)?;
+    assert_eq!(poor.capabilities().storage_buffers, 8);
+    let lowered = Cell::new(0);
+    let outcome = runner(GPU_CASES).run(&problems(&poor), |problem| {
+        let preview = Plan::preview(&poor, &graph(&problem, Strategy::Auto), &PlanOptions::default());
+        match preview {
+            Ok(plan) if problem.fuses(&poor) => assert!(plan.steps.iter().all(|step| step.instead_of.is_none())),
+            Ok(plan) => {
+                assert!(plan.steps.iter().all(|step| step.instead_of == Some("attention_fused")), "{plan}");
+                assert!(plan.to_string().contains(" for attention_fused"), "{plan}");
+                lowered.set(lowered.get() + 1);
+            }
+            Err(why) => {
+                assert!(problem.q_starts.is_some() && problem.kv_starts.is_none(), "{why}");
+                assert!(why.to_string().contains("storage buffers and the device has 8"), "{why}");
+            }
+        }
+        check(&poor, &problem).map_err(TestCaseError::fail)
+    });
+    outcome.map_err(|error| format!("on {}: {error}", subject.name))?;
+    assert!(lowered.get() > GPU_CASES / 4, "{} problems went unfused", lowered.get());
     Ok(Completion::Completed)
 }
 
