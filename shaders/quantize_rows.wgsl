@@ -79,7 +79,7 @@ fn main(
             }
         }
         if at < count {
-            y[at / 4u] = word | y[at / 4u] & kept;
+            y[at / 4u] = word | (y[at / 4u] & kept);
         }
     }
 }

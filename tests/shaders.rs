@@ -1,6 +1,8 @@
 //! Shaders without a GPU: every specialisation that a case yields is valid and agrees with the host;
 //! every file is used; wgpu is named in one folder only.
 
+#[path = "common/launches.rs"]
+mod launches;
 #[path = "common/wgsl.rs"]
 mod wgsl;
 
@@ -8,38 +10,11 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use launches::{devices, launches};
 use regard::capabilities::Capabilities;
 use regard::op::{Launch, Technique};
 use regard::ops::REGISTRY;
 use regard::verify::cases;
-
-/// Devices from the least to a roomy one; techniques may differ between them.
-fn devices() -> [(&'static str, Capabilities); 3] {
-    let roomy = Capabilities {
-        subgroups: Some((8, 64)),
-        timestamps: true,
-        workgroup_memory: 48 << 10,
-        invocations: 1024,
-        binding_bytes: 4 << 30,
-        storage_buffers: 32,
-        ..Capabilities::baseline_f16()
-    };
-    [("baseline", Capabilities::baseline()), ("baseline with f16", Capabilities::baseline_f16()), ("roomy", roomy)]
-}
-
-/// Every launch of every case, with the words that name it.
-fn launches(capabilities: &Capabilities) -> Vec<(String, Launch)> {
-    let launches = cases(None, None).into_iter().flat_map(|case| {
-        let techniques = case.op.techniques(&case.descs(), capabilities).into_iter();
-        let launches = techniques.map(|technique| match technique {
-            Technique::Gpu(launch) => launch,
-            Technique::Cpu(kernel) => panic!("{} is native, and the capabilities are a GPU's", kernel.name),
-        });
-        let words = format!("{}, case `{}`", case.op.name(), case.name);
-        launches.map(move |launch| (format!("{words}, {}", launch.shader.main.name), launch)).collect::<Vec<_>>()
-    });
-    launches.collect()
-}
 
 /// Files under `shaders`, named as a `Source` names them.
 fn files() -> BTreeMap<String, String> {

@@ -7,7 +7,7 @@ const_assert VALUE_DIM % 2u == 0u;
 fn o_store(row: u32, d: u32, values: vec4<f32>) {
     for (var i = 0u; i < 4u; i += 2u) {
         if d + i < VALUE_DIM {
-            o[(row * VALUE_DIM + d + i) / 2u] = bf16_rounded(values[i]) | bf16_rounded(values[i + 1u]) << 16u;
+            o[(row * VALUE_DIM + d + i) / 2u] = bf16_rounded(values[i]) | (bf16_rounded(values[i + 1u]) << 16u);
         }
     }
 }
