@@ -2,8 +2,9 @@
 // never stored.
 //
 //   q  rows of HEAD_DIM elements (q_plain, q_bf16), o  rows of VALUE_DIM (o_plain, o_bf16), a row for each of
-//   [batch, heads, seq_q] in an order that the strides say; k, v likewise for [batch, kv_heads, seq_kv] (kv_plain, kv_bf16,
-//   kv_int8), or in pages (rows_paged); query head h reads key head h / (heads / kv_heads)
+//   [batch, heads, seq_q] in an order that the strides say, those of q perhaps with others between them; k, v likewise for
+//   [batch, kv_heads, seq_kv] (kv_plain, kv_bf16, kv_int8), or in pages (rows_paged); query head h reads key head
+//   h / (heads / kv_heads)
 //   mask, bias  broadcast to [batch, heads, seq_q, seq_kv]; slopes  of ALiBi (slopes_dense);
 //   which queries and keys there are, and which belong together: queries_*, keys_*, parts_*;
 //   sinks  [heads] (sinks_dense); lse  [batch, heads, seq_q] (lse_dense)
@@ -74,6 +75,10 @@ struct Params {
     sequences: u32,
     parts: u32, // of the rows of one batch element
     rows_per_head: u32, // of a tile with several heads
+    o_batch: u32, // from head to head the output's rows lie as the queries' do
+    o_row: u32,
+    k_first: u32, // rows before the first of the keys, and of the values
+    v_first: u32,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -133,12 +138,14 @@ fn main(
     // Without a query there is nothing to look at.
     let length = select(s.k_count, 0u, first_row >= s.q_count);
     let q_start = batch * params.q_batch + head * params.q_head + (s.q_begin + first_row) * params.q_row;
+    let o_start = batch * params.o_batch + head * params.q_head + (s.q_begin + first_row) * params.o_row;
     let kv_batch = key_batch(s.index);
     let kv_head = head / (params.heads / params.kv_heads);
     let rows_of_a_head = select(QUERIES, params.rows_per_head, HEADS_PER_TILE > 1u);
     let rows = select(mine.rows, HEADS_PER_TILE * params.rows_per_head, HEADS_PER_TILE > 1u);
     let tile = Tile(
-        s, batch, head, first_row, rows, length, q_start, kv_origin(kv_batch, s.k_begin), kv_start(kv_batch, kv_head, s.k_begin));
+        s, batch, head, first_row, rows, length, q_start, o_start, kv_origin(kv_batch, s.k_begin),
+        kv_start(kv_batch, kv_head, s.k_begin));
     let x = lane % EDGE; // which four keys, or value dimensions
     let y = lane / EDGE; // which four rows
     let row = 4u * y;

@@ -11,7 +11,7 @@ use regard::capabilities::{Backend, Capabilities};
 use regard::case::CaseInput;
 use regard::compare::{NanMeans, Tolerance, compare};
 use regard::op::Op;
-use regard::ops::{AttentionFused, Operands, ScoreRule};
+use regard::ops::{AttentionFused, AxisSlice, Operands, ScoreRule};
 use regard::{Attention, Causal, Dtype, Graph, HostTensor, Layout, Plan, Strategy, Tensor, TensorDesc, reference};
 
 const BATCH: usize = 2;
@@ -28,6 +28,7 @@ fn main() -> ExitCode {
         trials.extend(each_device(&problem.name(), move |subject| agree(subject, &problem)));
     }
     trials.extend(each_device("layouts add no step", layouts_add_no_step));
+    trials.extend(each_device("one tensor that is query, key and value", one_tensor));
     trials.push(Trial::test("what does not fit is refused", refused));
     trials.push(Trial::test("a page that is not there is named by a checked run", missing_page));
     trials.push(Trial::test("a pool of pages costs what the sequences have", pool_costs));
@@ -46,6 +47,7 @@ struct Problem {
 
 fn problems() -> Vec<Problem> {
     let merged = |heads| Layout::Merged { heads };
+    let joined = |heads| Layout::Joined { heads, kv_heads: KV_HEADS };
     let (f32, f16, bf16, i8) = (Dtype::F32, Dtype::F16, Dtype::BF16, Dtype::I8);
     let mut problems = Vec::new();
     for (q, kv) in [(f32, f32), (f16, f16), (bf16, bf16), (f32, i8), (f16, i8), (bf16, f32), (f32, f16)] {
@@ -54,6 +56,8 @@ fn problems() -> Vec<Problem> {
             (Layout::SeqFirst, Layout::SeqFirst, None),
             (merged(HEADS), merged(KV_HEADS), None),
             (merged(HEADS), Layout::SeqFirst, None),
+            (joined(HEADS), joined(HEADS), None),
+            (merged(HEADS), joined(0), None),
             (Layout::SeqFirst, Layout::HeadsFirst, Some(16)),
             (Layout::HeadsFirst, Layout::HeadsFirst, Some(48)),
         ] {
@@ -135,6 +139,7 @@ fn shape(layout: Layout, [batch, heads, seq, width]: [usize; 4]) -> Vec<usize> {
         Layout::HeadsFirst => vec![batch, heads, seq, width],
         Layout::SeqFirst => vec![batch, seq, heads, width],
         Layout::Merged { .. } => vec![batch, seq, heads * width],
+        Layout::Joined { heads, kv_heads } => vec![batch, seq, (heads + 2 * kv_heads) * width],
     }
 }
 
@@ -185,6 +190,49 @@ fn layouts_add_no_step(subject: &Subject) -> Verdict {
     Ok(Completion::Completed)
 }
 
+/// A joined tensor is read as its slices are, in one step.
+fn one_tensor(subject: &Subject) -> Verdict {
+    let x = CaseInput::normal(Dtype::F32, &[BATCH, SEQ_KV, (HEADS + 2 * KV_HEADS) * WIDTH], 1.0).draw(3);
+    let joined = Layout::Joined { heads: HEADS, kv_heads: KV_HEADS };
+    let graph = |strategy, sliced: bool| -> regard::Result<Graph> {
+        let mut graph = Graph::new();
+        let all = graph.input("x", x.desc().clone())?;
+        let mut options = Attention { causal: Some(Causal::TopLeft), strategy, ..Attention::default() };
+        let mut qkv = [all; 3];
+        if sliced {
+            let ends = [0, HEADS, HEADS + KV_HEADS, HEADS + 2 * KV_HEADS].map(|head| (head * WIDTH) as i64);
+            for (part, tensor) in qkv.iter_mut().enumerate() {
+                *tensor =
+                    graph.slice(all, &[AxisSlice { axis: 2, start: ends[part], end: ends[part + 1], step: 1 }])?;
+            }
+            (options.q_layout, options.kv_layout) =
+                (Layout::Merged { heads: HEADS }, Layout::Merged { heads: KV_HEADS });
+        } else {
+            (options.q_layout, options.kv_layout) = (joined, joined);
+        }
+        let y = graph.attention(qkv[0], qkv[1], qkv[2], &options)?;
+        graph.output("y", y)?;
+        Ok(graph)
+    };
+    let wanted = reference::run(&graph(Strategy::Fused, true)?, &[("x", &x)])?.remove("y").expect("an output y");
+    assert_eq!(wanted.shape(), [BATCH, SEQ_KV, HEADS * WIDTH]);
+    for strategy in [Strategy::Fused, Strategy::Unfused] {
+        let graph = graph(strategy, false)?;
+        let mut plan = Plan::new(&subject.device, &graph)?;
+        if strategy == Strategy::Fused {
+            assert_eq!(plan.describe().steps.iter().map(|step| step.op).collect::<Vec<_>>(), ["attention_fused"]);
+        }
+        let got = plan.run(&[("x", &x)])?.remove("y").expect("an output y");
+        // As in `agree`.
+        let tolerance = Tolerance::of_scale(100.0 * (-24.0_f64).exp2());
+        let comparison = compare(&got, &wanted.cast(Dtype::F32), tolerance, NanMeans::Nan);
+        if !comparison.passed() {
+            return Err(format!("{strategy:?} on {}: {comparison}", subject.name).into());
+        }
+    }
+    Ok(Completion::Completed)
+}
+
 /// Changes one thing of a graph that fits.
 type Spoil = fn(&mut Graph, &mut [Tensor; 3], &mut Attention);
 
@@ -219,6 +267,24 @@ fn refused() -> Result<(), Failed> {
                 options.q_layout = Layout::Merged { heads: 5 };
             },
             "attention: query has width 32, which 5 heads do not divide",
+        ),
+        (
+            |graph, qkv, options| {
+                qkv[0] = input(graph, Dtype::F32, &[2, 5, 32]);
+                options.q_layout = Layout::Joined { heads: 4, kv_heads: 1 };
+            },
+            "attention: query has width 32, which 4 + 2 × 1 heads do not divide",
+        ),
+        (
+            |_, _, options| options.kv_layout = Layout::Joined { heads: 4, kv_heads: 2 },
+            "attention: key is [batch, seq, (heads + 2 × kv_heads) × head_dim], got f32 [2, 2, 48, 8]",
+        ),
+        (
+            |graph, qkv, options| {
+                [1, 2].iter().for_each(|&at| qkv[at] = input(graph, Dtype::F32, &[2, 48, 64]));
+                options.kv_layout = Layout::Joined { heads: 4, kv_heads: 0 };
+            },
+            "attention: key has head_dim 16, query has 8",
         ),
         (
             |graph, _, options| options.block_table = Some(input(graph, Dtype::F32, &[2, 3])),

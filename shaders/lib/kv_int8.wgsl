@@ -5,11 +5,13 @@
 @group(0) @binding(20) var<storage, read> v_scales: array<f32>;
 
 fn k_at(row: u32, d: u32) -> f32 {
-    let at = row * HEAD_DIM + d;
-    return int8_level(k[at / 4u], at) * k_scales[row];
+    let own = row + params.k_first;
+    let at = own * HEAD_DIM + d;
+    return int8_level(k[at / 4u], at) * k_scales[own];
 }
 
 fn v_at(row: u32, d: u32) -> f32 {
-    let at = row * VALUE_DIM + d;
-    return int8_level(v[at / 4u], at) * v_scales[row];
+    let own = row + params.v_first;
+    let at = own * VALUE_DIM + d;
+    return int8_level(v[at / 4u], at) * v_scales[own];
 }

@@ -5,9 +5,9 @@ alias KvElem = f32; // host
 @group(0) @binding(3) var<storage, read> v: array<KvElem>;
 
 fn k_at(row: u32, d: u32) -> f32 {
-    return f32(k[row * HEAD_DIM + d]);
+    return f32(k[(row + params.k_first) * HEAD_DIM + d]);
 }
 
 fn v_at(row: u32, d: u32) -> f32 {
-    return f32(v[row * VALUE_DIM + d]);
+    return f32(v[(row + params.v_first) * VALUE_DIM + d]);
 }

@@ -3,8 +3,15 @@
 use super::Attention;
 use crate::error::Result;
 use crate::graph::{Graph, Tensor};
-use crate::ops::{Layout, Sizes};
+use crate::ops::{AxisSlice, Layout, Sizes};
 use crate::tensor::Dtype;
+
+/// Where an operand's heads lie in its tensor.
+struct Stored {
+    layout: Layout,
+    /// The first of them, among those of a row.
+    first: usize,
+}
 
 impl Graph {
     /// q, k and v as `[batch, heads, seq, head_dim]`, all f32 or all f16.
@@ -22,10 +29,16 @@ impl Graph {
         let v = self.unpaged(v, v_scales, options, sizes.head_dim_v)?;
         let [k, v] = [self.cast_to(k, dtype)?, self.cast_to(v, dtype)?];
         let kv_layout = if options.block_table.is_some() { Layout::HeadsFirst } else { options.kv_layout };
+        let Sizes { batch, heads, kv_batch, kv_heads, seq_q, seq_kv, head_dim, head_dim_v, .. } = *sizes;
+        let [q_first, k_first, v_first] = options.operands().first_rows();
         Ok([
-            self.heads_first(q, options.q_layout, [sizes.batch, sizes.heads, sizes.seq_q, sizes.head_dim])?,
-            self.heads_first(k, kv_layout, [sizes.kv_batch, sizes.kv_heads, sizes.seq_kv, sizes.head_dim])?,
-            self.heads_first(v, kv_layout, [sizes.kv_batch, sizes.kv_heads, sizes.seq_kv, sizes.head_dim_v])?,
+            self.heads_first(q, Stored { layout: options.q_layout, first: q_first }, [batch, heads, seq_q, head_dim])?,
+            self.heads_first(k, Stored { layout: kv_layout, first: k_first }, [kv_batch, kv_heads, seq_kv, head_dim])?,
+            self.heads_first(
+                v,
+                Stored { layout: kv_layout, first: v_first },
+                [kv_batch, kv_heads, seq_kv, head_dim_v],
+            )?,
         ])
     }
 
@@ -42,7 +55,7 @@ impl Graph {
         let shape = sizes.output_shape(&options.operands(), &desc);
         let output = match options.q_layout {
             Layout::HeadsFirst => output,
-            Layout::SeqFirst | Layout::Merged { .. } => {
+            Layout::SeqFirst | Layout::Merged { .. } | Layout::Joined { .. } => {
                 let split = self.reshape(output, &[sizes.batch, sizes.heads, sizes.seq_q, sizes.head_dim_v])?;
                 self.merge_heads(split)?
             }
@@ -51,12 +64,19 @@ impl Graph {
         self.reshape(output, &shape)
     }
 
-    fn heads_first(&mut self, x: Tensor, layout: Layout, shape: [usize; 4]) -> Result<Tensor> {
+    fn heads_first(&mut self, x: Tensor, stored: Stored, shape: [usize; 4]) -> Result<Tensor> {
         let [batch, heads, seq, width] = shape;
-        match layout {
+        let row = stored.layout.heads_of_row().unwrap_or(heads);
+        match stored.layout {
             Layout::HeadsFirst => self.reshape(x, &shape),
             Layout::SeqFirst | Layout::Merged { .. } => {
-                let merged = self.reshape(x, &[batch, seq, heads * width])?;
+                let merged = self.reshape(x, &[batch, seq, row * width])?;
+                self.split_heads(merged, heads)
+            }
+            Layout::Joined { .. } => {
+                let joined = self.reshape(x, &[batch, seq, row * width])?;
+                let [start, end] = [stored.first, stored.first + heads].map(|head| (head * width) as i64);
+                let merged = self.slice(joined, &[AxisSlice { axis: 2, start, end, step: 1 }])?;
                 self.split_heads(merged, heads)
             }
         }

@@ -13,7 +13,7 @@ use crate::graph::{Graph, Tensor};
 use crate::nn::{
     AppendedKeys, Linear, MultiHeadAttention, Norm, NormOrder, Projections, TransformerEncoderLayer, WeightOrder,
 };
-use crate::ops::Binary;
+use crate::ops::{Binary, Layout};
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
 use crate::weights::WeightFile;
 
@@ -119,15 +119,20 @@ impl Bert {
     /// its sentence alike.
     fn mean(&self, graph: &mut Graph, x: Tensor, starts: Tensor, sentences: usize) -> Result<Tensor> {
         let Config { hidden, heads, .. } = self.config;
-        let rows = graph.split_heads(x, heads)?;
         let dtype = graph.desc(x)?.dtype;
-        let zeros = HostTensor::zeros(TensorDesc::new(dtype, [1, heads, sentences, hidden / heads]));
+        let zeros = HostTensor::zeros(TensorDesc::new(dtype, [1, sentences, hidden]));
         let queries = graph.constant(zeros)?;
         let each = (0..=sentences).map(|sentence| sentence as u32).collect();
         let each = graph.constant(HostTensor::u32(&[sentences + 1], each)?)?;
-        let options = Attention { q_starts: Some(each), kv_starts: Some(starts), ..Attention::default() };
-        let means = graph.attention(queries, rows, rows, &options)?;
-        let means = graph.merge_heads(means)?;
+        let merged = Layout::Merged { heads };
+        let options = Attention {
+            q_starts: Some(each),
+            kv_starts: Some(starts),
+            q_layout: merged,
+            kv_layout: merged,
+            ..Attention::default()
+        };
+        let means = graph.attention(queries, x, x, &options)?;
         graph.reshape(means, &[sentences, hidden])
     }
 
@@ -233,5 +238,56 @@ impl Reader {
         let table = HostTensor::f64(&shape, sums)?.cast(self.dtype);
         self.weights.insert(POSITIONS.to_owned(), Arc::new(table));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::capabilities::Capabilities;
+    use crate::ops::Unary;
+    use crate::schedule::{PlanOptions, Schedule};
+
+    const CONFIG: Config = Config {
+        hidden: 8,
+        heads: 2,
+        layers: 1,
+        inner: 12,
+        vocabulary: 5,
+        positions: 16,
+        token_types: 2,
+        epsilon: 1e-12,
+        activation: Unary::Gelu,
+    };
+
+    #[test]
+    fn attention_is_two_products_and_one_step() {
+        let mut weights = BTreeMap::new();
+        let mut add = |name: &str, shape: &[usize]| {
+            weights.insert(name.to_owned(), Arc::new(HostTensor::zeros(TensorDesc::new(Dtype::F32, shape))));
+        };
+        add(WORDS, &[5, 8]);
+        add(POSITIONS, &[16, 8]);
+        let layer = "encoder.layer.0";
+        let maps = [(JOINED, [24, 8]), ("attention.output.dense", [8, 8]), ("intermediate.dense", [12, 8])];
+        for (name, shape) in maps.into_iter().chain([("output.dense", [8, 12])]) {
+            add(&format!("{layer}.{name}.weight"), &shape);
+            add(&format!("{layer}.{name}.bias"), &shape[..1]);
+        }
+        let norms = ["attention.output.LayerNorm", "output.LayerNorm"].map(|name| format!("{layer}.{name}"));
+        for name in norms.into_iter().chain(["embeddings.LayerNorm".into()]) {
+            add(&format!("{name}.weight"), &[8]);
+            add(&format!("{name}.bias"), &[8]);
+        }
+        let bert = Bert { config: CONFIG, weights };
+        let graph = bert.graph(Packed { tokens: 6, sentences: 2 }, States::Pooled).unwrap();
+        let schedule = Schedule::new(&graph, &Capabilities::baseline(), &PlanOptions::default()).unwrap();
+        let ops: Vec<_> = schedule.steps.iter().map(|step| step.op.name()).collect();
+        let first = ops.iter().position(|op| *op == "matmul").unwrap();
+        assert_eq!(ops[first..first + 3], ["matmul", "attention_fused", "matmul"]);
+        // The means over sentences are the other attention, and nothing copies heads for either.
+        assert_eq!(ops.last(), Some(&"attention_fused"));
+        let copies = ["split_heads", "merge_heads", "slice", "concat", "transpose"];
+        assert!(ops.iter().all(|op| !copies.contains(op)), "{ops:?}");
     }
 }

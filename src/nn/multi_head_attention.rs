@@ -1,10 +1,13 @@
 //! Multi-head attention with its four projections.
 
+#[cfg(test)]
+mod tests;
+
 use super::Linear;
 use crate::attention::{Attention, Strategy};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
-use crate::ops::{AxisSlice, Binary, Operand, Step};
+use crate::ops::{AxisSlice, Binary, Layout, Operand, Step};
 use crate::tensor::{HostTensor, TensorDesc};
 
 /// Attention over heads of projected inputs, projected back.
@@ -28,14 +31,16 @@ pub struct MultiHeadAttention {
     pub output: Linear,
     /// Keys that come after those of the input, as far as `attention.mask` lets them.
     pub appended: AppendedKeys,
-    /// Scale, masks and strategy. The default scale is `1 / √head_dim`.
+    /// Scale, masks and strategy. The default scale is `1 / √head_dim`. The layouts are the layer's: heads are read and written
+    /// where the products have them.
     pub attention: Attention,
 }
 
 /// How query, key and value are projected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Projections {
-    /// Each by a map of its own, in this order.
+    /// Each by a map of its own, in this order. Weights of maps that share an input are joined as the layer is added, so that one
+    /// product computes them; graphs that are to share weights on a device join them once and take `Joined`.
     Separate([Linear; 3]),
     /// Self-attention in one product, whose last axis is then cut into query, key and value: `heads`, `kv_heads` and
     /// `kv_heads` times `head_dim`, as PyTorch packs `in_proj_weight`.
@@ -51,7 +56,8 @@ pub struct AppendedKeys {
     pub zero: bool,
 }
 
-/// Every tensor that the layer computes.
+/// Every tensor that the layer has, in the forms that others return. A plan computes those that are asked for: attention reads
+/// the products as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MultiHeadAttentionTensors {
     /// Projected query, key and value, `[batch, seq, width]`, with the keys that are appended.
@@ -68,60 +74,131 @@ pub struct MultiHeadAttentionTensors {
     pub output: Tensor,
 }
 
+/// What attention reads, and the same in a form that has a name.
+struct Projected {
+    operands: [Tensor; 3],
+    q_layout: Layout,
+    kv_layout: Layout,
+    features: [Tensor; 3],
+}
+
 impl MultiHeadAttention {
     /// Adds the layer to a graph.
     ///
     /// # Errors
     /// Sizes that do not fit, a projected width that the heads do not divide.
     pub fn add(&self, graph: &mut Graph, inputs: [Tensor; 3]) -> Result<MultiHeadAttentionTensors> {
-        let [q, k, v] = self.project(graph, inputs)?;
-        let [k, v] = self.appended.add(graph, [k, v])?;
-        let [k_heads, v_heads] = [graph.split_heads(k, self.kv_heads)?, graph.split_heads(v, self.kv_heads)?];
-        let split = [graph.split_heads(q, self.heads)?, k_heads, v_heads];
-        let (attended, scores_and_weights) = match self.attention.strategy {
+        let Projected { operands, q_layout, kv_layout, features } = self.project(graph, inputs)?;
+        let attention = Attention { q_layout, kv_layout, ..self.attention };
+        let (merged, scores_and_weights) = match attention.strategy {
             Strategy::Unfused => {
-                let steps = graph.attention_steps(split, &self.attention)?;
+                let steps = graph.attention_steps(operands, &attention)?;
                 (steps.output, Some((steps.scores, steps.weights)))
             }
-            Strategy::Auto | Strategy::Fused => (graph.attention(split[0], split[1], split[2], &self.attention)?, None),
+            Strategy::Auto | Strategy::Fused => {
+                (graph.attention(operands[0], operands[1], operands[2], &attention)?, None)
+            }
         };
-        let merged = graph.merge_heads(attended)?;
         let output = self.output.add(graph, merged)?;
-        Ok(MultiHeadAttentionTensors { features: [q, k, v], split, scores_and_weights, attended, merged, output })
+        let [q, k, v] = features;
+        let [k, v] = [graph.split_heads(k, self.kv_heads)?, graph.split_heads(v, self.kv_heads)?];
+        let split = [graph.split_heads(q, self.heads)?, k, v];
+        let attended = graph.split_heads(merged, self.heads)?;
+        Ok(MultiHeadAttentionTensors { features, split, scores_and_weights, attended, merged, output })
     }
 
-    fn project(&self, graph: &mut Graph, [query, key, value]: [Tensor; 3]) -> Result<[Tensor; 3]> {
-        match self.projections {
-            Projections::Separate([q, k, v]) => Ok([q.add(graph, query)?, k.add(graph, key)?, v.add(graph, value)?]),
+    fn project(&self, graph: &mut Graph, inputs: [Tensor; 3]) -> Result<Projected> {
+        let [query, key, value] = inputs;
+        let parts = match self.projections {
             Projections::Joined(_) if query != key || query != value => {
                 let message = "joined projections are for self-attention, and query, key and value are not one tensor";
-                Err(Error::option("multi_head_attention", message))
+                return Err(Error::option("multi_head_attention", message));
             }
-            Projections::Joined(joined) => {
-                let all = joined.add(graph, query)?;
-                self.cut(graph, all)
+            Projections::Joined(joined) => return self.of_one(graph, query, joined),
+            Projections::Separate(parts) => parts,
+        };
+        // Keys that are appended are appended to tensors of their own.
+        if self.appended.count() == 0 {
+            if query == key
+                && query == value
+                && let Some(joined) = self.join(graph, &parts, self.heads)?
+            {
+                return self.of_one(graph, query, joined);
             }
+            if key == value
+                && let Some(joined) = self.join(graph, &parts[1..], 0)?
+            {
+                return self.of_two(graph, [query, key], [parts[0], joined]);
+            }
+        }
+        let [q, k, v] = [parts[0].add(graph, query)?, parts[1].add(graph, key)?, parts[2].add(graph, value)?];
+        self.apart(graph, q, Layout::Merged { heads: self.heads }, [q, k, v])
+    }
+
+    /// One map in place of several, of which the last two are of key and value, where their heads are of one width.
+    fn join(&self, graph: &mut Graph, parts: &[Linear], heads: usize) -> Result<Option<Linear>> {
+        let mut each = Vec::new();
+        for (at, part) in parts.iter().rev().enumerate() {
+            let heads = if at < 2 { self.kv_heads } else { heads };
+            let width = part.width(graph)?;
+            each.push(width.and_then(|width| (width.checked_rem(heads)? == 0).then_some(width / heads)));
+        }
+        match each[0] {
+            Some(_) if each.iter().all(|width| *width == each[0]) => Linear::joined(graph, parts),
+            _ => Ok(None),
         }
     }
 
-    /// Query, key and value out of `[batch, seq, (heads + 2 kv_heads) × head_dim]`.
-    fn cut(&self, graph: &mut Graph, all: Tensor) -> Result<[Tensor; 3]> {
-        let desc = graph.desc(all)?.clone();
-        let (width, heads) = (desc.row_length(), self.heads + 2 * self.kv_heads);
-        if heads == 0 || !width.is_multiple_of(heads) {
-            let message =
-                format!("the joined projection is {desc}, which {heads} heads of query, key and value do not divide");
-            return Err(Error::shape("multi_head_attention", message));
+    /// All three in one product.
+    fn of_one(&self, graph: &mut Graph, input: Tensor, joined: Linear) -> Result<Projected> {
+        let Self { heads, kv_heads, .. } = *self;
+        let all = joined.add(graph, input)?;
+        let [q, k, v] = columns(graph, all, [heads, kv_heads, kv_heads])?;
+        let layout = Layout::Joined { heads, kv_heads };
+        if self.appended.count() > 0 {
+            return self.apart(graph, all, layout, [q, k, v]);
         }
-        let ends = [self.heads, self.heads + self.kv_heads, heads].map(|heads_so_far| heads_so_far * (width / heads));
-        let starts = [0, ends[0], ends[1]];
-        let axis = desc.rank() - 1;
-        let mut part = |which: usize| {
-            let (start, end) = (starts[which] as i64, ends[which] as i64);
-            graph.slice(all, &[AxisSlice { axis, start, end, step: 1 }])
-        };
-        Ok([part(0)?, part(1)?, part(2)?])
+        Ok(Projected { operands: [all; 3], q_layout: layout, kv_layout: layout, features: [q, k, v] })
     }
+
+    /// Key and value in one product.
+    fn of_two(&self, graph: &mut Graph, inputs: [Tensor; 2], [of_query, of_both]: [Linear; 2]) -> Result<Projected> {
+        let Self { heads, kv_heads, .. } = *self;
+        let [q, both] = [of_query.add(graph, inputs[0])?, of_both.add(graph, inputs[1])?];
+        let [_, k, v] = columns(graph, both, [0, kv_heads, kv_heads])?;
+        Ok(Projected {
+            operands: [q, both, both],
+            q_layout: Layout::Merged { heads },
+            kv_layout: Layout::Joined { heads: 0, kv_heads },
+            features: [q, k, v],
+        })
+    }
+
+    /// Key and value in tensors of their own, with the keys that are appended.
+    fn apart(&self, graph: &mut Graph, read: Tensor, q_layout: Layout, [q, k, v]: [Tensor; 3]) -> Result<Projected> {
+        let [k, v] = self.appended.add(graph, [k, v])?;
+        let kv_layout = Layout::Merged { heads: self.kv_heads };
+        Ok(Projected { operands: [read, k, v], q_layout, kv_layout, features: [q, k, v] })
+    }
+}
+
+/// Parts of so many heads each of the last axis of `[batch, seq, heads × head_dim]`.
+fn columns(graph: &mut Graph, all: Tensor, heads: [usize; 3]) -> Result<[Tensor; 3]> {
+    let desc = graph.desc(all)?.clone();
+    let (width, sum) = (desc.row_length(), heads.iter().sum::<usize>());
+    if sum == 0 || !width.is_multiple_of(sum) {
+        let message =
+            format!("the joined projection is {desc}, which {sum} heads of query, key and value do not divide");
+        return Err(Error::shape("multi_head_attention", message));
+    }
+    let (axis, mut end) = (desc.rank() - 1, 0);
+    let mut parts = [all; 3];
+    for (part, heads) in parts.iter_mut().zip(heads) {
+        let start = end;
+        end += (heads * (width / sum)) as i64;
+        *part = graph.slice(all, &[AxisSlice { axis, start, end, step: 1 }])?;
+    }
+    Ok(parts)
 }
 
 impl AppendedKeys {

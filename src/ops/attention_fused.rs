@@ -87,6 +87,7 @@ params! {
         mask_batch: u32, mask_head: u32, mask_query: u32, mask_key: u32,
         bias_batch: u32, bias_head: u32, bias_query: u32, bias_key: u32,
         position: i32, slope_sequence: u32, sequences: u32, parts: u32, rows_per_head: u32,
+        o_batch: u32, o_row: u32, k_first: u32, v_first: u32,
     }
 }
 
@@ -131,6 +132,7 @@ impl Op for AttentionFused {
         let each = 2 * (sizes.head_dim + sizes.head_dim_v) as u64;
         let flops = (sizes.batch * sizes.heads) as u64 * visit.visible(sizes.seq_q, sizes.seq_kv) * each;
         let mut read = inputs.to_vec();
+        self.operands.narrow(&sizes, &mut read);
         let stored = 1..self.operands.tensors() - usize::from(self.operands.has_pages);
         if let Some(Paging { size, per_sequence, .. }) = sizes.pages {
             for desc in &mut read[stored.clone()] {
@@ -216,7 +218,7 @@ impl AttentionFused {
                 masking: checked.native(&inputs[op.own()..]),
                 sinks: op.sinks(inputs).map(|sinks| bytemuck::cast_slice(sinks.bytes)),
             };
-            let strides = sizes.q_strides(&op.operands).map(|rows| rows * head_dim_v);
+            let strides = sizes.output_strides(&op.operands).map(|rows| rows * head_dim_v);
             let lse = lse.first_mut().map(|lse| bytemuck::cast_slice_mut(lse.bytes));
             attention(&args, ElementsMut::of(&mut output[0]), strides, lse);
         };
@@ -240,6 +242,7 @@ impl AttentionFused {
             size: pages.size,
             count: pages.count,
         });
+        let data = data.after(self.operands.first_rows()[tensor] * width);
         native::Operand { data, strides: sizes.kv_strides(&self.operands).map(|rows| rows * width), pages }
     }
 
@@ -328,6 +331,8 @@ impl AttentionFused {
         let rule = checked.params();
         let visit = checked.own_visit();
         let [q_batch, q_head, q_row] = sizes.q_strides(&self.operands).map(index);
+        let [o_batch, _, o_row] = sizes.output_strides(&self.operands).map(index);
+        let [_, k_first, v_first] = self.operands.first_rows().map(index);
         let [kv_batch, kv_head, kv_row] = sizes.kv_strides(&self.operands).map(index);
         // Shaders divide by the size of a page.
         let pages = sizes.pages.unwrap_or(Paging { count: 1, size: 1, per_sequence: 0 });
@@ -372,6 +377,10 @@ impl AttentionFused {
             sequences: rule.sequences,
             parts: index(checked.parts(QUERIES).1),
             rows_per_head: index(sizes.seq_q),
+            o_batch,
+            o_row,
+            k_first,
+            v_first,
         }
     }
 }

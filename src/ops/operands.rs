@@ -1,5 +1,7 @@
 //! Queries, keys and values as they lie in memory: layouts, storage, pages, and the sizes that follow from them.
 
+use std::fmt;
+
 use crate::error::{Error, Result};
 use crate::ops::masks::to_rank_4;
 use crate::tensor::{Dtype, TensorDesc};
@@ -16,6 +18,15 @@ pub enum Layout {
     Merged {
         /// Number of heads; divides the last axis.
         heads: usize,
+    },
+    /// `[batch, seq, (heads + 2 × kv_heads) × head_dim]`: at each position the heads of the query, then those of the key, then
+    /// those of the value, as one product projects them. Each operand is its own columns of the tensor that is given for it,
+    /// and the output of such a query is [`Layout::Merged`]. For operands of attention only.
+    Joined {
+        /// Heads of the query; 0 where a row holds key and value only.
+        heads: usize,
+        /// Heads of the key, and as many of the value.
+        kv_heads: usize,
     },
 }
 
@@ -61,9 +72,44 @@ pub(crate) struct Paging {
     pub per_sequence: usize,
 }
 
+/// Which operand a tensor is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Role {
+    Query,
+    Key,
+    Value,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Query => "query",
+            Self::Key => "key",
+            Self::Value => "value",
+        })
+    }
+}
+
 impl Layout {
+    /// Heads of a row of `[batch, seq, heads × head_dim]`, of all operands that share it.
+    pub(crate) fn heads_of_row(self) -> Option<usize> {
+        match self {
+            Self::HeadsFirst | Self::SeqFirst => None,
+            Self::Merged { heads } => Some(heads),
+            Self::Joined { heads, kv_heads } => Some(heads.saturating_add(kv_heads.saturating_mul(2))),
+        }
+    }
+
+    /// Layout of the output for a query of this one.
+    fn output(self) -> Self {
+        match self {
+            Self::Joined { heads, .. } => Self::Merged { heads },
+            own => own,
+        }
+    }
+
     /// Batch, heads, positions and width of a head.
-    fn axes(self, role: &str, desc: &TensorDesc) -> Result<[usize; 4]> {
+    fn axes(self, role: Role, desc: &TensorDesc) -> Result<[usize; 4]> {
         let fail = |message: String| Err(Error::shape("attention", message));
         match (self, &desc.shape[..]) {
             (Self::HeadsFirst, shape) if (2..=4).contains(&shape.len()) => Ok(to_rank_4(shape)),
@@ -76,6 +122,16 @@ impl Layout {
                 _ => fail(format!("{role} has width {width}, which {heads} heads do not divide")),
             },
             (Self::Merged { .. }, _) => fail(format!("{role} is [batch, seq, heads × head_dim], got {desc}")),
+            (Self::Joined { heads, kv_heads }, &[batch, seq, width]) => {
+                match self.heads_of_row().and_then(|all| Some((width.checked_rem(all)?, width / all))) {
+                    Some((0, each)) if role == Role::Query => Ok([batch, heads, seq, each]),
+                    Some((0, each)) => Ok([batch, kv_heads, seq, each]),
+                    _ => fail(format!("{role} has width {width}, which {heads} + 2 × {kv_heads} heads do not divide")),
+                }
+            }
+            (Self::Joined { .. }, _) => {
+                fail(format!("{role} is [batch, seq, (heads + 2 × kv_heads) × head_dim], got {desc}"))
+            }
         }
     }
 
@@ -84,6 +140,10 @@ impl Layout {
         match self {
             Self::HeadsFirst => [heads * seq, seq, 1],
             Self::SeqFirst | Self::Merged { .. } => [heads * seq, 1, heads],
+            Self::Joined { heads, kv_heads } => {
+                let all = heads + 2 * kv_heads;
+                [all * seq, 1, all]
+            }
         }
     }
 }
@@ -99,12 +159,36 @@ impl Operands {
         self.has_pages.then(|| &tensors[self.tensors() - 1])
     }
 
+    /// The row of `head_dim` elements where q, k and v begin, each in its tensor.
+    pub(crate) fn first_rows(&self) -> [usize; 3] {
+        match self.kv_layout {
+            Layout::Joined { heads, kv_heads } => [0, heads, heads + kv_heads],
+            Layout::HeadsFirst | Layout::SeqFirst | Layout::Merged { .. } => [0; 3],
+        }
+    }
+
+    /// Cuts the descriptions of joined operands down to what is read of them.
+    pub(super) fn narrow(&self, sizes: &Sizes, tensors: &mut [TensorDesc]) {
+        let mut narrow = |tensor: usize, layout: Layout, width: usize| {
+            if let (Layout::Joined { .. }, [_, _, row]) = (layout, &mut tensors[tensor].shape[..]) {
+                *row = width;
+            }
+        };
+        narrow(0, self.q_layout, sizes.heads * sizes.head_dim);
+        narrow(1, self.kv_layout, sizes.kv_heads * sizes.head_dim);
+        narrow(2, self.kv_layout, sizes.kv_heads * sizes.head_dim_v);
+        if self.has_scales {
+            narrow(3, self.kv_layout, sizes.kv_heads);
+            narrow(4, self.kv_layout, sizes.kv_heads);
+        }
+    }
+
     /// Sizes of tensors that fit each other; there must be as many as [`Operands::tensors`] says.
     pub(crate) fn sizes(&self, tensors: &[TensorDesc]) -> Result<Sizes> {
         let fail = |message: String| Err(Error::shape("attention", message));
         let [q, k, v] = [&tensors[0], &tensors[1], &tensors[2]];
         self.storage([q, k, v])?;
-        let [batch, heads, seq_q, head_dim] = self.q_layout.axes("query", q)?;
+        let [batch, heads, seq_q, head_dim] = self.q_layout.axes(Role::Query, q)?;
         let paging = self.table(tensors).map(|table| paging(table, k)).transpose()?;
         let [[k_batch, kv_heads, seq_k, k_dim], [v_batch, v_heads, v_seq, head_dim_v]] = self.kv_axes([k, v])?;
         for (what, value, key) in
@@ -135,13 +219,13 @@ impl Operands {
             return fail(format!("key and value have one rank, key is {k}, value is {v}"));
         }
         if !self.has_pages {
-            return Ok([self.kv_layout.axes("key", k)?, self.kv_layout.axes("value", v)?]);
+            return Ok([self.kv_layout.axes(Role::Key, k)?, self.kv_layout.axes(Role::Value, v)?]);
         }
         if self.kv_layout != Layout::HeadsFirst {
             let message = format!("pages have a layout of their own, kv_layout is {:?}", self.kv_layout);
             return Err(Error::option("attention", message));
         }
-        Ok([Layout::SeqFirst.axes("key", k)?, Layout::SeqFirst.axes("value", v)?])
+        Ok([Layout::SeqFirst.axes(Role::Key, k)?, Layout::SeqFirst.axes(Role::Value, v)?])
     }
 
     /// Dtypes that kernels can read, and ranks that say what they mean.
@@ -171,9 +255,9 @@ impl Operands {
         }
         for (role, of, scales) in [("key", &tensors[0], &tensors[2]), ("value", &tensors[1], &tensors[3])] {
             let mut shape = of.shape.clone();
-            match (self.kv_layout, shape.last_mut()) {
+            match (self.kv_layout.heads_of_row(), shape.last_mut()) {
                 // A row is one head's, also where the heads share an axis.
-                (Layout::Merged { heads }, Some(width)) if !self.has_pages => *width = heads,
+                (Some(heads), Some(width)) if !self.has_pages => *width = heads,
                 _ => drop(shape.pop()),
             }
             if scales.dtype != Dtype::F32 || scales.shape != shape {
@@ -209,9 +293,14 @@ impl Sizes {
         [self.batch, self.heads, self.seq_q, self.seq_kv]
     }
 
-    /// Rows of q and of the output from one batch, head and position to the next.
+    /// Rows of q from one batch, head and position to the next.
     pub fn q_strides(&self, operands: &Operands) -> [usize; 3] {
         operands.q_layout.strides(self.heads, self.seq_q)
+    }
+
+    /// Rows of the output from one batch, head and position to the next; of heads as of q's.
+    pub fn output_strides(&self, operands: &Operands) -> [usize; 3] {
+        operands.q_layout.output().strides(self.heads, self.seq_q)
     }
 
     /// Rows of k and v, and their scales, from one batch (or page), head and position to the next.
@@ -226,7 +315,7 @@ impl Sizes {
     pub fn rows_shape(&self, operands: &Operands, q: &TensorDesc) -> Vec<usize> {
         let all = [self.batch, self.heads, self.seq_q];
         match operands.q_layout {
-            Layout::Merged { .. } => all.to_vec(),
+            Layout::Merged { .. } | Layout::Joined { .. } => all.to_vec(),
             Layout::HeadsFirst | Layout::SeqFirst => all[4 - q.rank()..].to_vec(),
         }
     }
@@ -234,11 +323,8 @@ impl Sizes {
     /// Shape of the output for this `q`.
     pub fn output_shape(&self, operands: &Operands, q: &TensorDesc) -> Vec<usize> {
         let mut shape = q.shape.clone();
-        let width = match operands.q_layout {
-            Layout::Merged { heads } => heads * self.head_dim_v,
-            Layout::HeadsFirst | Layout::SeqFirst => self.head_dim_v,
-        };
-        *shape.last_mut().expect("queries have an axis") = width;
+        let heads = operands.q_layout.output().heads_of_row().unwrap_or(1);
+        *shape.last_mut().expect("queries have an axis") = heads * self.head_dim_v;
         shape
     }
 }

@@ -130,7 +130,7 @@ impl Op for Rotary {
         let (heads, seq) = match self.layout {
             Layout::HeadsFirst => (from_the_end(3), from_the_end(2)),
             Layout::SeqFirst => (from_the_end(2), from_the_end(3)),
-            Layout::Merged { heads } => (heads, from_the_end(2)),
+            Layout::Merged { heads } | Layout::Joined { heads, .. } => (heads, from_the_end(2)),
         };
         let angles = |row: usize| {
             let batch = row / heads / seq;

@@ -114,6 +114,7 @@ impl HeadSizes {
                 Ok(Self { batch: axis(3), heads, seq: axis(2), head_dim: axis(1) / heads })
             }
             (Layout::Merged { heads }, _) => fail(&format!("[batch, seq, {heads} heads × head_dim]")),
+            (Layout::Joined { .. }, _) => fail("on its own; only attention reads it out of a joined tensor"),
         }
     }
 
@@ -121,7 +122,7 @@ impl HeadSizes {
     pub fn steps(&self, layout: Layout) -> [usize; 2] {
         match layout {
             Layout::HeadsFirst => [self.seq, 1],
-            Layout::SeqFirst | Layout::Merged { .. } => [1, self.heads],
+            Layout::SeqFirst | Layout::Merged { .. } | Layout::Joined { .. } => [1, self.heads],
         }
     }
 }

@@ -132,6 +132,7 @@ impl Problem {
         let mut rows = self.stored(shape);
         match (self.options.kv_layout, rows.last_mut()) {
             (Layout::Merged { heads }, Some(width)) if self.pages.is_none() => *width = heads,
+            (Layout::Joined { heads, kv_heads }, Some(width)) if self.pages.is_none() => *width = heads + 2 * kv_heads,
             _ => drop(rows.pop()),
         }
         CaseInput::normal(Dtype::F32, &rows, SCALES)
@@ -147,6 +148,9 @@ fn stored(layout: Layout, shape: &[usize]) -> Vec<usize> {
         (Layout::HeadsFirst, shape) => shape.to_vec(),
         (Layout::SeqFirst, &[batch, heads, seq, width]) => vec![batch, seq, heads, width],
         (Layout::Merged { .. }, &[batch, heads, seq, width]) => vec![batch, seq, heads * width],
+        (Layout::Joined { heads, kv_heads }, &[batch, _, seq, width]) => {
+            vec![batch, seq, (heads + 2 * kv_heads) * width]
+        }
         (layout, shape) => panic!("{shape:?} has no layout {layout:?}"),
     }
 }

@@ -41,14 +41,16 @@ enum Order {
     HeadsFirst,
     SeqFirst,
     Merged,
+    Joined,
 }
 
 impl Order {
-    fn layout(self, heads: usize) -> Layout {
+    fn layout(self, heads: usize, [all, kv_heads]: [usize; 2]) -> Layout {
         match self {
             Self::HeadsFirst => Layout::HeadsFirst,
             Self::SeqFirst => Layout::SeqFirst,
             Self::Merged => Layout::Merged { heads },
+            Self::Joined => Layout::Joined { heads: all, kv_heads },
         }
     }
 }
@@ -70,9 +72,11 @@ pub fn problems(device: &Device) -> impl Draw<Value = Problem> + use<> {
         let (batch, group, kv_heads, seq_q, seq_kv) = sizes;
         let heads = group * kv_heads;
         let [q_order, kv_order] = storage.layouts;
-        let kv_layout = if storage.page_size.is_some() { Layout::HeadsFirst } else { kv_order.layout(kv_heads) };
+        let paged = storage.page_size.is_some();
+        let each = [heads, kv_heads];
+        let kv_layout = if paged { Layout::HeadsFirst } else { kv_order.layout(kv_heads, each) };
         let (softcap, scale) = numbers;
-        let options = Attention { softcap, scale, q_layout: q_order.layout(heads), kv_layout, ..options };
+        let options = Attention { softcap, scale, q_layout: q_order.layout(heads, each), kv_layout, ..options };
         let batch = if matches!(sequences, Sequences::Batched) { batch } else { 1 };
         let seq_kv = storage.page_size.map_or(seq_kv, |size| seq_kv.next_multiple_of(size));
         let sizes = [batch, heads, kv_heads, seq_q, seq_kv, head_dims[0], head_dims[1]];
@@ -129,7 +133,8 @@ fn storage(device: &Device) -> impl Draw<Value = Storage> + use<> {
         1 => [float(), float()],
         1 => float().prop_map(|dtype| [dtype, Dtype::I8]),
     ];
-    let order = || prop_oneof![Just(Order::HeadsFirst), Just(Order::SeqFirst), Just(Order::Merged)];
+    let order =
+        || prop_oneof![Just(Order::HeadsFirst), Just(Order::SeqFirst), Just(Order::Merged), Just(Order::Joined)];
     let page_size = prop::option::weighted(0.5, prop_oneof![Just(4), Just(16)]);
     let entries = prop::collection::vec(any::<u32>(), ENTRIES);
     (pair, [order(), order()], page_size, entries).prop_map(|([dtype, kv_dtype], layouts, page_size, entries)| {
@@ -199,7 +204,7 @@ fn sequences() -> impl Draw<Value = Sequences> {
 
 /// A runner whose failures are shrunk and printed. The seed is fixed: a failure on one machine is one on all.
 fn runner(cases: u32) -> TestRunner {
-    TestRunner::new(Config { cases, failure_persistence: None, rng_seed: RngSeed::Fixed(2), ..Config::default() })
+    TestRunner::new(Config { cases, failure_persistence: None, rng_seed: RngSeed::Fixed(5), ..Config::default() })
 }
 
 /// How many problems a native kernel gets; on a GPU nearly every problem is a pipeline to compile.
@@ -246,7 +251,7 @@ type Has = fn(&Problem) -> bool;
 
 /// The control of the trials above: each option, and pairs that meet in a kernel, are among as few problems as a GPU gets.
 pub fn have_every_option() -> Result<(), Failed> {
-    let options: [(&str, Has); 22] = [
+    let options: [(&str, Has); 25] = [
         ("bf16", |p| p.dtype == Dtype::BF16),
         ("f16", |p| p.dtype == Dtype::F16),
         ("f32", |p| p.dtype == Dtype::F32),
@@ -258,6 +263,9 @@ pub fn have_every_option() -> Result<(), Failed> {
         ("seq first", |p| p.options.q_layout == Layout::SeqFirst),
         ("merged", |p| matches!(p.options.q_layout, Layout::Merged { .. })),
         ("merged cache", |p| matches!(p.options.kv_layout, Layout::Merged { .. })),
+        ("joined", |p| matches!(p.options.q_layout, Layout::Joined { .. })),
+        ("joined cache", |p| matches!(p.options.kv_layout, Layout::Joined { .. })),
+        ("joined i8 cache", |p| matches!(p.options.kv_layout, Layout::Joined { .. }) && p.kv_dtype == Dtype::I8),
         ("two layouts", |p| p.options.q_layout == Layout::HeadsFirst && p.options.kv_layout == Layout::SeqFirst),
         ("packed", |p| p.kv_starts.is_some()),
         ("packed pages", |p| p.kv_starts.is_some() && p.pages.is_some()),

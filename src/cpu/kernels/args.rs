@@ -42,6 +42,20 @@ impl<'a> Elements<'a> {
         }
     }
 
+    /// The elements from `offset` on, which begins a row where they are quantised; none where there are fewer.
+    pub fn after(self, offset: usize) -> Self {
+        match self {
+            Self::F32(data) => Self::F32(data.get(offset..).unwrap_or_default()),
+            Self::F16(data) => Self::F16(data.get(offset..).unwrap_or_default()),
+            Self::BF16(data) => Self::BF16(data.get(offset..).unwrap_or_default()),
+            Self::I8(Quantised { data, scales, row }) => Self::I8(Quantised {
+                data: data.get(offset..).unwrap_or_default(),
+                scales: scales.get(offset / row..).unwrap_or_default(),
+                row,
+            }),
+        }
+    }
+
     /// How many elements are borrowed.
     pub fn len(&self) -> usize {
         match self {

@@ -33,6 +33,23 @@ impl<'a> Builder<'a> {
         self.input(name, value)
     }
 
+    /// Query, key and value under another shape or order, a tensor that is several of them once.
+    pub fn each_once(
+        &mut self,
+        inputs: [Tensor; 3],
+        mut changed: impl FnMut(&mut Self, Tensor) -> Result<Tensor>,
+    ) -> Result<[Tensor; 3]> {
+        let [query, key, value] = inputs;
+        let first = changed(self, query)?;
+        let second = if key == query { first } else { changed(self, key)? };
+        let third = match value {
+            value if value == query => first,
+            value if value == key => second,
+            value => changed(self, value)?,
+        };
+        Ok([first, second, third])
+    }
+
     /// A float input of so many axes, and their sizes.
     pub fn ranked_input<const RANK: usize>(&mut self, name: &str) -> Result<(Tensor, [usize; RANK])> {
         let value = self.golden.floats(&format!("in.{name}"))?;

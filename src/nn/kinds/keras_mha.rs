@@ -24,10 +24,7 @@ pub(super) fn multi_head_attention(golden: &Golden, strategy: Strategy) -> Resul
     let [query_shape, key_shape] = shapes;
     let shapes = [&query_shape?[..], &key_shape?];
     let axes = attended(golden, shapes[0].len())?;
-    let mut folded = [query, key, value];
-    for tensor in &mut folded {
-        *tensor = axes.fold(&mut builder.graph, *tensor)?;
-    }
+    let folded = builder.each_once([query, key, value], |builder, x| axes.fold(&mut builder.graph, x))?;
     let mut attention = Attention { strategy, ..Attention::default() };
     attention.causal = (golden.config()["use_causal_mask"] == Value::Bool(true)).then_some(Causal::TopLeft);
     if let Some(mask) = axes.mask(&masks(golden)?, shapes)? {

@@ -22,10 +22,7 @@ pub(super) fn multihead_attention(golden: &Golden, strategy: Strategy) -> Result
     let key = if golden.optional("in.key").is_some() { builder.float_input("key")? } else { query };
     let value = if golden.optional("in.value").is_some() { builder.float_input("value")? } else { key };
     let order = AxisOrder::of(golden, builder.graph.desc(query)?.rank());
-    let mut batched = [query, key, value];
-    for tensor in &mut batched {
-        *tensor = order.to_batch_first(&mut builder, *tensor)?;
-    }
+    let batched = builder.each_once([query, key, value], |builder, x| order.to_batch_first(builder, x))?;
     let [heads, width] = [golden.size("num_heads")?, golden.size("embed_dim")?];
     let projection = Projection { prefix: "w.", width };
     let appended = projection.appended(&mut builder)?;

@@ -143,7 +143,7 @@ impl Draft {
         match self.layout {
             Layout::HeadsFirst => vec![batch, kv_heads, seq_new, dim],
             Layout::SeqFirst => vec![batch, seq_new, kv_heads, dim],
-            Layout::Merged { heads } => vec![batch, seq_new, heads * dim],
+            Layout::Merged { heads } | Layout::Joined { heads, .. } => vec![batch, seq_new, heads * dim],
         }
     }
 

@@ -112,7 +112,7 @@ impl NewRows {
         let (seq, head_dim) = match op.layout {
             Layout::HeadsFirst => (axis(2), axis(1)),
             Layout::SeqFirst => (axis(3), axis(1)),
-            Layout::Merged { heads } => (axis(2), axis(1) / heads),
+            Layout::Merged { heads } | Layout::Joined { heads, .. } => (axis(2), axis(1) / heads),
         };
         Self { data: tensor.to_f64(), layout: op.layout, heads, seq, head_dim }
     }
@@ -120,7 +120,7 @@ impl NewRows {
     fn get(&self, [b, head, i]: New) -> &[f64] {
         let row = match self.layout {
             Layout::HeadsFirst => (b * self.heads + head) * self.seq + i,
-            Layout::SeqFirst | Layout::Merged { .. } => (b * self.seq + i) * self.heads + head,
+            Layout::SeqFirst | Layout::Merged { .. } | Layout::Joined { .. } => (b * self.seq + i) * self.heads + head,
         };
         &self.data[row * self.head_dim..(row + 1) * self.head_dim]
     }

@@ -1,6 +1,8 @@
 //! Sizes around the tiles, head dimensions from 1 to 256, grouped heads, every mask kind, every storage and layout, large
 //! scores, poison, zero sizes.
 
+mod joined;
+
 use super::AttentionFused;
 use crate::case::{Case, CaseInput, Values};
 use crate::compare::Tolerance;
@@ -53,6 +55,7 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
     cases.push(f32_case([66_000, 1, 1, 1, 2, 1, 1], MaskCase::none(), 1.0));
     cases.extend(poisoned());
     cases.extend(stored());
+    cases.extend(joined::cases());
     cases.extend(paged());
     cases.extend(past_the_lengths());
     cases.extend(returning());
@@ -103,7 +106,9 @@ fn build(storage: Storage, sizes: [usize; 7], mask: MaskCase, deviation: f32, op
         (shape, width, deviation)
     });
     if storage.kv == Dtype::I8 {
-        let quantised = kv.map(|(shape, width, deviation)| quantised(&shape, width, deviation, kv_heads));
+        let rows = if storage.page_size.is_some() { None } else { storage.kv_layout.heads_of_row() };
+        let quantised =
+            kv.map(|(shape, width, deviation)| quantised(&shape, width, deviation, rows.unwrap_or(kv_heads)));
         let [[k, k_scales], [v, v_scales]] = quantised;
         inputs.extend([k, v, k_scales, v_scales]);
     } else {
@@ -138,6 +143,7 @@ fn describe(storage: &Storage, options: &AttentionFused) -> String {
             Layout::HeadsFirst => {}
             Layout::SeqFirst => words += &format!(" {role} seq-first"),
             Layout::Merged { .. } => words += &format!(" {role} merged"),
+            Layout::Joined { .. } => words += &format!(" {role} joined"),
         }
     }
     if let Some(size) = storage.page_size {
@@ -152,6 +158,7 @@ fn shape(layout: Layout, [batch, heads, seq, width]: [usize; 4]) -> Vec<usize> {
         Layout::HeadsFirst => vec![batch, heads, seq, width],
         Layout::SeqFirst => vec![batch, seq, heads, width],
         Layout::Merged { .. } => vec![batch, seq, heads * width],
+        Layout::Joined { heads, kv_heads } => vec![batch, seq, (heads + 2 * kv_heads) * width],
     }
 }
 
@@ -160,10 +167,10 @@ fn given(tensor: HostTensor) -> CaseInput {
 }
 
 /// Levels over the whole range and scales that give about this deviation; every seventh row is zero with a scale of zero.
-fn quantised(shape: &[usize], width: usize, deviation: f32, kv_heads: usize) -> [CaseInput; 2] {
+fn quantised(shape: &[usize], width: usize, deviation: f32, heads_of_row: usize) -> [CaseInput; 2] {
     let rows = shape.iter().product::<usize>().checked_div(width).unwrap_or(0);
     let scale_shape = match shape {
-        [batch, seq, _] => vec![*batch, *seq, kv_heads],
+        [batch, seq, _] => vec![*batch, *seq, heads_of_row],
         _ => shape[..shape.len() - 1].to_vec(),
     };
     let zero = |row: usize| row % 7 == 6;

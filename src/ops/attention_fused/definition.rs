@@ -13,11 +13,11 @@ pub(super) fn compute(op: &AttentionFused, inputs: &[&HostTensor], rows: Rows) -
     let width = problem.v.width;
     let mut shape = inputs[0].shape().to_vec();
     *shape.last_mut().expect("queries have an axis") =
-        if let Layout::Merged { heads } = layout { heads * width } else { width };
+        if let Layout::Merged { heads } | Layout::Joined { heads, .. } = layout { heads * width } else { width };
     let output = rows.compute(&shape, |row, out| match layout {
         Layout::HeadsFirst => problem.attend([row / seq / heads, row / seq % heads, row % seq], out),
         Layout::SeqFirst => problem.attend([row / heads / seq, row % heads, row / heads % seq], out),
-        Layout::Merged { heads } => {
+        Layout::Merged { heads } | Layout::Joined { heads, .. } => {
             for head in 0..heads {
                 problem.attend([row / seq, head, row % seq], &mut out[head * width..(head + 1) * width]);
             }
@@ -27,7 +27,10 @@ pub(super) fn compute(op: &AttentionFused, inputs: &[&HostTensor], rows: Rows) -
         return vec![output];
     }
     let all = [batch, heads, seq];
-    let leading = if let Layout::Merged { .. } = layout { 3 } else { inputs[0].shape().len() - 1 };
+    let leading = match layout {
+        Layout::Merged { .. } | Layout::Joined { .. } => 3,
+        Layout::HeadsFirst | Layout::SeqFirst => inputs[0].shape().len() - 1,
+    };
     let lse = rows.compute(&all[3 - leading..], |row, out| {
         for (i, out) in out.iter_mut().enumerate() {
             let at = [row / heads, row % heads, i];
@@ -40,10 +43,19 @@ pub(super) fn compute(op: &AttentionFused, inputs: &[&HostTensor], rows: Rows) -
     vec![output, lse]
 }
 
+/// What a tensor is read for.
+#[derive(Clone, Copy)]
+enum Part {
+    Query,
+    Key,
+    Value,
+}
+
 /// q, k or v.
 struct Tensor {
     data: Vec<f64>,
     layout: Layout,
+    part: Part,
     batch: usize,
     heads: usize,
     seq: usize,
@@ -63,7 +75,7 @@ struct Problem {
 
 impl Tensor {
     /// Element = level × scale of its row, where there are scales.
-    fn new(tensor: &HostTensor, layout: Layout, scales: Option<&HostTensor>) -> Self {
+    fn new(tensor: &HostTensor, part: Part, layout: Layout, scales: Option<&HostTensor>) -> Self {
         let shape = tensor.shape();
         let axis = |from_the_end: usize| if shape.len() < from_the_end { 1 } else { shape[shape.len() - from_the_end] };
         let mut data = tensor.to_f64();
@@ -71,18 +83,30 @@ impl Tensor {
             Layout::HeadsFirst => [axis(4), axis(3), axis(2), axis(1)],
             Layout::SeqFirst => [axis(4), axis(2), axis(3), axis(1)],
             Layout::Merged { heads } => [shape[0], heads, shape[1], shape[2] / heads],
+            Layout::Joined { heads, kv_heads } => {
+                let own = if let Part::Query = part { heads } else { kv_heads };
+                [shape[0], own, shape[1], shape[2] / (heads + 2 * kv_heads)]
+            }
         };
         if let Some(scales) = scales {
             let scales = scales.to_f64();
             data.iter_mut().enumerate().for_each(|(at, level)| *level *= scales[at / width]);
         }
-        Self { data, layout, batch, heads, seq, width }
+        Self { data, layout, part, batch, heads, seq, width }
     }
 
     fn row(&self, batch: usize, head: usize, position: usize) -> &[f64] {
         let row = match self.layout {
             Layout::HeadsFirst => (batch * self.heads + head) * self.seq + position,
             Layout::SeqFirst | Layout::Merged { .. } => (batch * self.seq + position) * self.heads + head,
+            Layout::Joined { heads, kv_heads } => {
+                let before = match self.part {
+                    Part::Query => 0,
+                    Part::Key => heads,
+                    Part::Value => heads + kv_heads,
+                };
+                (batch * self.seq + position) * (heads + 2 * kv_heads) + before + head
+            }
         };
         &self.data[row * self.width..(row + 1) * self.width]
     }
@@ -96,9 +120,9 @@ impl Problem {
         let table = if op.operands.has_pages { rest.next() } else { None };
         let sinks = if op.has_sinks { rest.next() } else { None };
         let kv_layout = if op.operands.has_pages { Layout::SeqFirst } else { op.operands.kv_layout };
-        let q = Tensor::new(inputs[0], op.operands.q_layout, None);
-        let k = Tensor::new(inputs[1], kv_layout, scales[0]);
-        let v = Tensor::new(inputs[2], kv_layout, scales[1]);
+        let q = Tensor::new(inputs[0], Part::Query, op.operands.q_layout, None);
+        let k = Tensor::new(inputs[1], Part::Key, kv_layout, scales[0]);
+        let v = Tensor::new(inputs[2], Part::Value, kv_layout, scales[1]);
         let seq_kv = table.map_or(k.seq, |table| table.shape()[1] * k.seq);
         Self {
             rule: Definition::new(op.rule, &[q.batch, q.heads, q.seq, seq_kv], rest.as_slice()),

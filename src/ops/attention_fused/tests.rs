@@ -3,6 +3,7 @@
 use super::*;
 use crate::mask::{Causal, Masking, Window};
 use crate::ops::mask_cases::MaskCase;
+use crate::ops::operands::Layout;
 
 fn masked(causal: Causal, fill: Fill) -> AttentionFused {
     AttentionFused { scale: 1.0, rule: MaskCase::causal("", causal, fill).rule, ..AttentionFused::default() }
@@ -25,6 +26,22 @@ fn reference_by_hand() {
     let weight = 1.0_f64.tanh().exp();
     let got = attention(capped, &[1.0], &[0.0, 1.0], &[0.0, 1.0])[0];
     assert!((got - weight / (1.0 + weight)).abs() < 1e-12);
+}
+
+/// Two positions of one head: query, key and value of each.
+#[test]
+fn a_joined_row_is_query_key_and_value() {
+    let all = Layout::Joined { heads: 1, kv_heads: 1 };
+    let operands = Operands { q_layout: all, kv_layout: all, ..Operands::default() };
+    let op = AttentionFused { scale: 1.0, operands, ..AttentionFused::default() };
+    let x = HostTensor::f32(&[1, 2, 3], vec![0.0, 0.0, 4.0, 1.0, 3.0_f32.ln(), 0.0]).unwrap();
+    let out = op.reference(&[&x; 3], Rows::All).remove(0);
+    assert_eq!(out.shape(), [1, 2, 1]);
+    let got = out.as_f64().unwrap();
+    assert!((got[0] - 2.0).abs() < 1e-12 && (got[1] - 1.0).abs() < 1e-6, "{got:?}");
+    // Of a joined tensor that stands for all three each part is read once.
+    let cost = op.cost(&[x.desc().clone(), x.desc().clone(), x.desc().clone()]);
+    assert_eq!((cost.flops, cost.read, cost.written), (2 * 2 * 2 * 2, 3 * 2 * 4, 2 * 4));
 }
 
 #[test]
