@@ -2,6 +2,7 @@
 
 mod bert;
 mod config;
+mod golden;
 mod plans;
 mod sentence_encoder;
 

@@ -11,7 +11,8 @@ use crate::error::{Error, Result};
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
 
 impl HostTensor {
-    /// Reads an array of f32, f16, f64, bool, u32 or i8 in row-major order, of either byte order.
+    /// Reads an array of f32, f16, f64, bool, u32 or i8 in row-major order, of either byte order; u8, such as images are,
+    /// as u32.
     ///
     /// # Errors
     /// A file that cannot be read, is no `.npy` file or is cut short, or holds another type or order; each names the file.
@@ -27,7 +28,7 @@ impl HostTensor {
         let shape = array.shape().iter().map(|&size| usize::try_from(size)).collect::<std::result::Result<Vec<_>, _>>();
         let shape = shape.map_err(|_| fail("a size is larger than any memory".into()))?;
         let dtype = stored(&array.dtype()).ok_or_else(|| {
-            fail(format!("the array is {}; f32, f16, f64, bool, u32 or i8 was expected", array.dtype().descr()))
+            fail(format!("the array is {}; f32, f16, f64, bool, u32, u8 or i8 was expected", array.dtype().descr()))
         })?;
         let desc = TensorDesc::new(dtype, shape);
         if desc.bytes() > isize::MAX as u64 {
@@ -37,6 +38,10 @@ impl HostTensor {
             Dtype::F16 => Self::f16(&desc.shape, elements::<f16>(array).map_err(io)?),
             Dtype::F64 => Self::f64(&desc.shape, elements(array).map_err(io)?),
             Dtype::Bool => Self::bool(&desc.shape, elements(array).map_err(io)?),
+            Dtype::U32 if array.dtype().num_bytes() == Some(1) => {
+                let bytes = elements::<u8>(array).map_err(io)?;
+                Self::u32(&desc.shape, bytes.into_iter().map(u32::from).collect())
+            }
             Dtype::U32 => Self::u32(&desc.shape, elements(array).map_err(io)?),
             Dtype::I8 => Self::i8(&desc.shape, elements(array).map_err(io)?),
             _ => Self::f32(&desc.shape, elements(array).map_err(io)?),
@@ -80,7 +85,7 @@ fn stored(dtype: &DType) -> Option<Dtype> {
         (TypeChar::Float, 2) => Some(Dtype::F16),
         (TypeChar::Float, 8) => Some(Dtype::F64),
         (TypeChar::Bool, 1) => Some(Dtype::Bool),
-        (TypeChar::Uint, 4) => Some(Dtype::U32),
+        (TypeChar::Uint, 1 | 4) => Some(Dtype::U32),
         (TypeChar::Int, 1) => Some(Dtype::I8),
         _ => None,
     }
@@ -130,6 +135,11 @@ mod tests {
             tensor.write_npy(&path).unwrap();
             assert_eq!(HostTensor::read_npy(&path).unwrap(), tensor);
         }
+        let file = npyz::WriteOptions::new().default_dtype().shape(&[2]);
+        let mut file = file.writer(File::create(&path).unwrap()).begin_nd().unwrap();
+        file.extend([3_u8, 255]).unwrap();
+        file.finish().unwrap();
+        assert_eq!(HostTensor::read_npy(&path).unwrap(), HostTensor::u32(&[2], vec![3, 255]).unwrap());
         std::fs::remove_file(&path).unwrap();
     }
 

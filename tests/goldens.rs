@@ -1,17 +1,21 @@
 //! Every file in `tests/goldens` and in the folder named by `REGARD_GOLDENS`, on every device, fused and unfused, against
-//! its `f64.*` tensors at its own tolerance; and files that are broken.
+//! all that it expects, `f64.*` tensors at its own tolerance; and files that are broken.
 
 mod common;
 #[path = "common/goldens.rs"]
 mod files;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use common::{Subject, Verdict, each_device, run};
 use libtest_mimic::{Completion, Failed, Trial};
 use regard::nn::golden::Golden;
-use regard::{Plan, Strategy};
+use regard::weights::WeightFile;
+use regard::{Dtype, HostTensor, Plan, Strategy};
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
 
 fn main() -> ExitCode {
     let mut trials = Vec::new();
@@ -19,10 +23,6 @@ fn main() -> ExitCode {
     for file in files::files().into_iter().filter(|file| !file.is_model()) {
         let name = file.name();
         let golden = Golden::open(&file.path).ok();
-        if let Some(reason) = golden.as_ref().and_then(Golden::lacking) {
-            trials.push(Trial::ignorable_test(name, move || Ok(Completion::ignored_with(reason))));
-            continue;
-        }
         // A file that does not open fails in its trial.
         let strategies = golden.map_or(&[Strategy::Auto][..], |golden| golden.strategies());
         for &strategy in strategies {
@@ -30,6 +30,7 @@ fn main() -> ExitCode {
             trials.extend(each_device(&format!("{name}/{strategy:?}"), move |subject| check(subject, &path, strategy)));
         }
     }
+    trials.extend(each_device("concat", concat));
     trials.extend(broken_files());
     run(trials)
 }
@@ -48,14 +49,13 @@ fn check(subject: &Subject, path: &Path, strategy: Strategy) -> Verdict {
     let checks = golden.compare(&plan.run(&inputs)?)?;
     let mut compared = 0;
     for (name, comparison) in &checks {
-        // Scores and weights are what fused attention does not have; all else must be there.
+        // What fused attention does not have, or has only in other places; all else must be there.
         let Some(comparison) = comparison else {
-            let fused_lacks = ["scores", "attention", "p", "weights", "attn_coef", "qk", "logits"];
-            let intermediate = fused_lacks.contains(&name.as_str());
-            if strategy == Strategy::Fused && intermediate {
+            let base = name.split_once("_batch").map_or(name.as_str(), |(base, _)| base);
+            if strategy == Strategy::Fused && FUSED_LACKS.contains(&base) {
                 continue;
             }
-            return Err(format!("`f64.{name}` has no counterpart among the outputs").into());
+            return Err(format!("`{name}` has no counterpart among the outputs").into());
         };
         compared += 1;
         if !comparison.passed() {
@@ -63,6 +63,64 @@ fn check(subject: &Subject, path: &Path, strategy: Strategy) -> Verdict {
         }
     }
     if compared == 0 { Err("the file expects nothing that was computed".into()) } else { Ok(Completion::Completed) }
+}
+
+/// Scores, weights, and what comes before and after them.
+const FUSED_LACKS: &[&str] = &[
+    "scores",
+    "attention",
+    "p",
+    "weights",
+    "attn_coef",
+    "qk",
+    "logits",
+    "q",
+    "k",
+    "v",
+    "Q_feat",
+    "K_feat",
+    "V_feat",
+    "x_raw",
+    "x_rsh2",
+];
+
+/// Keras' `Attention` with `score_mode="concat"` is `AdditiveAttention` without a scale where its two numbers are 1, or where
+/// one is 2 and query and key are half as large.
+fn concat(subject: &Subject) -> Verdict {
+    let half = |tensor: &HostTensor| tensor.to_f64().iter().map(|x| (x / 2.0) as f32).collect();
+    for (inner, weight, agrees) in [(1.0, 1.0, true), (2.0, 1.0, true), (1.0, 0.5, false)] {
+        let name = format!("concat_{inner}_{weight}_{}.safetensors", subject.name.replace(' ', "_"));
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+        let additive = WeightFile::open(&own_folder().join(format!("{ADDITIVE}.safetensors")))?;
+        let mut tensors = BTreeMap::new();
+        for name in additive.names() {
+            tensors.insert(name.clone(), additive.tensor(&name)?);
+        }
+        let mut case: Value = serde_json::from_str(&additive.metadata().ok_or("the file has metadata")?["case"])?;
+        case["config"] = json!({ "class": "Attention", "score_mode": "concat" });
+        let value = &tensors["in.value"];
+        if inner == 2.0 {
+            case["config"]["use_scale"] = json!(true);
+            let query = &tensors["in.query"];
+            let [query, key] = [query, value].map(|tensor| HostTensor::f32(tensor.shape(), half(tensor)));
+            tensors.extend([("in.query".into(), query?), ("in.key".into(), key?)]);
+            tensors.insert("w.scale".into(), HostTensor::f32(&[], vec![2.0])?);
+        }
+        tensors.insert("w.concat_score_weight".into(), HostTensor::f32(&[], vec![weight])?);
+        let views = tensors.iter().map(|(name, tensor)| {
+            let wide = tensor.desc().dtype == Dtype::F64;
+            let dtype = if wide { safetensors::Dtype::F64 } else { safetensors::Dtype::F32 };
+            Ok((name, TensorView::new(dtype, tensor.shape().to_vec(), tensor.bytes())?))
+        });
+        let views = views.collect::<Result<Vec<_>, safetensors::SafeTensorError>>()?;
+        safetensors::serialize_to_file(views, Some([("case".into(), case.to_string())].into()), &path)?;
+        match check(subject, &path, Strategy::Auto) {
+            Err(error) if agrees => return Err(error),
+            Ok(_) if !agrees => return Err("the weight of the scores changes nothing".into()),
+            _ => {}
+        }
+    }
+    Ok(Completion::Completed)
 }
 
 /// What is wrong with a file, how to break a good one, and what the message must say.
@@ -84,6 +142,10 @@ const BROKEN: &[Broken] = &[
 /// The same for other files.
 const BROKEN_KERAS: &[(&str, Broken)] = &[
     (DOT, ("another class", |bytes| replace(bytes, "\\\"Attention\\\"", "\\\"Attrition\\\""), &["Keras Attrition"])),
+    (
+        ADDITIVE,
+        ("no scale", |bytes| replace(bytes, "use_scale\\\": false", "use_scale\\\": true "), &["`w.scale`", "missing"]),
+    ),
     (DOT, ("an unknown mask", |bytes| replace(bytes, "in.value_mask", "in.value_cask"), &["`in.value_cask` is none"])),
     (GQA, ("an unknown weight", |bytes| replace(bytes, "w.key.bias", "w.kex.bias"), &["`w.kex.bias` is none"])),
     (
@@ -163,6 +225,7 @@ const WEIGHTS: &[(&str, &str, &str, &str, &str)] = &[
 ];
 
 const SEED2: &str = "seed2_mha__cross_q1_k129_d20_h4";
+const ADDITIVE: &str = "keras_attention__additive_noscale_1x129_d3";
 const DOT: &str = "keras_attention__dot_masks_7x33_d64_v12";
 const GQA: &str = "keras_gqa__cross_7x9_q4_kv4_d40_mask";
 const HEADS: &str = "seed0_attention__b1_f7_h1u5";
@@ -201,10 +264,13 @@ fn broken_files() -> impl Iterator<Item = Trial> {
     }))
 }
 
+fn own_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens")
+}
+
 /// Damages a good file and asks for an error that names the damaged one and says these words.
 fn refused(good: &str, what: &str, damage: impl Fn(Vec<u8>) -> Vec<u8>, messages: &[&str]) -> Result<(), Failed> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/goldens");
-    let bytes = std::fs::read(folder.join(format!("{good}.safetensors")))?;
+    let bytes = std::fs::read(own_folder().join(format!("{good}.safetensors")))?;
     let damaged = damage(bytes.clone());
     assert_ne!(bytes, damaged, "the damage must change the file");
     let name = format!("broken_{}.safetensors", what.replace([' ', '^'], "_"));

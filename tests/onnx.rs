@@ -93,6 +93,9 @@ const OFF: &[Off] = &[
     (GATHER, "y", |y| f32::from_bits(y.to_bits() ^ 1)),
     (LSTM, "Y_h", |h| h + 2e-3),
     (LOG_SOFTMAX, "y", |y| y * 1.002),
+    (EINSUM, "y", |y| y * 1.002),
+    (FLEX_CAP, "Y", |y| y + 1e-3),
+    (TRAINING, "output_var", |variance| variance * 1.002),
 ];
 
 fn controls() -> impl Iterator<Item = Trial> {
@@ -139,12 +142,18 @@ const GELU: &str = "test_gelu_tanh_1";
 const SWIGLU: &str = "test_swiglu";
 const LOG_SOFTMAX: &str = "test_logsoftmax_axis_0";
 const BATCH_NORM: &str = "test_batchnorm_epsilon";
+const TRAINING: &str = "test_batchnorm_example_training_mode";
 const GEMM: &str = "test_gemm_all_attributes";
 const CONV: &str = "test_conv_with_strides_padding";
 const CONV_SAME: &str = "test_conv_with_autopad_same";
 const MAX_POOL: &str = "test_maxpool_2d_ceil";
 const AVERAGE_POOL: &str = "test_averagepool_2d_ceil_last_window_starts_on_pad";
 const GLOBAL_POOL: &str = "test_globalaveragepool";
+const EINSUM: &str = "test_einsum_transpose";
+const EINSUM_DIAGONAL: &str = "test_einsum_batch_diagonal";
+const EINSUM_PRODUCT: &str = "test_einsum_batch_matmul_bfloat16";
+const FLEX_HEADS: &str = "test_flexattention_gqa";
+const FLEX_CAP: &str = "test_flexattention_soft_cap";
 const GATHER: &str = "test_gather_negative_indices";
 const LSTM: &str = "test_lstm_with_peepholes";
 const LSTM_BOTH: &str = "test_lstm_bidirectional";
@@ -227,7 +236,13 @@ const BROKEN: &[Broken] = &[
     (GELU, r#"\"tanh\""#, r#"\"tame\""#, &["`approximate` is \"tame\"", "none"]),
     (SWIGLU, r#"in.b": {"dtype": "F32", "shape": [2, 4]"#, r#"in.b": {"dtype": "F32", "shape": [4, 2]"#, &["`B` has"]),
     (LOG_SOFTMAX, r#"\"axis\": 0"#, r#"\"axis\": 3"#, &["`axis` is 3", "-3 to 2"]),
-    (BATCH_NORM, r#"epsilon\": 0.009999999776482582"#, r#"training_mode\": 1"#, &["BatchNormalization: the training"]),
+    (
+        BATCH_NORM,
+        r#"15, \"outputs\": [\"y\"], \"rtol\": 0.001"#,
+        r#"13, \"outputs\": [\"y\", \"m\"]"#,
+        &["BatchNormalization: the training form of opset 13"],
+    ),
+    (BATCH_NORM, r#"epsilon\": 0.009999999776482582"#, r#"training_mode\": 2"#, &["`training_mode` is 2", "0 to 1"]),
     (BATCH_NORM, r#"epsilon"#, r#"epselon"#, &["BatchNormalization-15 has no attribute `epselon`"]),
     (BATCH_NORM, r#"[\"y\"], \"rtol\": 0.001"#, r#"[\"y\", \"mean2\"]"#, &["no slot for `mean2`"]),
     (BATCH_NORM, r#""dtype": "F32", "shape": [3]"#, r#""dtype":"F32","shape":[1,3]"#, &["[1, 3], [3] was expected"]),
@@ -253,11 +268,25 @@ const BROKEN: &[Broken] = &[
     (MAX_POOL, r#"kernel_shape"#, r#"kernel_shade"#, &["`kernel_shape` is missing"]),
     (MAX_POOL, r#"\"opset\": 22"#, r#"\"opset\": 9"#, &["MaxPool-9 has no attribute `ceil_mode`"]),
     (MAX_POOL, r#"[\"y\"], \"rtol\": 0.001"#, r#"[\"y\", \"z\"]"#, &["MaxPool: the output `Indices`"]),
-    (MAX_POOL, r#""F32", "shape": [1, 1, 4, 4]"#, r#""U8", "shape": [1, 1, 4,16]"#, &["MaxPool: X is U8"]),
-    (MAX_POOL, r#"[1, 1, 4, 4]"#, r#"[1,1,1,4,4]"#, &["MaxPool: 3 spatial axes"]),
+    (MAX_POOL, r#""F32", "shape": [1, 1, 4, 4]"#, r#""I32", "shape": [1, 1, 4, 4]"#, &["`X` is I32"]),
+    (MAX_POOL, r#"[1, 1, 4, 4]"#, r#"[1,1,1,4,4]"#, &["`kernel_shape` is [3,3], a list of 3"]),
     (AVERAGE_POOL, r#"count_include_pad\": 1"#, r#"count_include_pad\": 2"#, &["`count_include_pad` is 2", "0 to 1"]),
-    (AVERAGE_POOL, r#"[1, 3, 2, 2]"#, r#"[12]"#, &["`X` [12] has rank 1, 3 or 4"]),
+    (AVERAGE_POOL, r#"[1, 3, 2, 2]"#, r#"[12]"#, &["`X` [12] has rank 1, 3 to 5"]),
+    (AVERAGE_POOL, r#""F32", "shape": [1, 3, 2, 2]"#, r#""U8","shape": [1, 3, 4,4]"#, &["`X` is U8; f32, f16 or bf16"]),
     (GLOBAL_POOL, r#"[1, 3, 5, 5]"#, r#"[75]"#, &["`X` [75] has rank 1", "batch and channels"]),
+    (EINSUM, "ij->ji", "ij->jk", &["`equation` is `ij->jk`, which does not fit ranks [2]"]),
+    (EINSUM, "ij->ji", "ijk->i", &["`equation` is `ijk->i`, which does not fit ranks [2]"]),
+    (EINSUM, r#"\"equation\""#, r#"\"equatiom\""#, &["`equation` is missing"]),
+    (EINSUM, r#"\"ij->ji\""#, "2", &["`equation` is 2, a text was expected"]),
+    (EINSUM, r#"[\"x\"]"#, "[]", &["`in.x` is in no input slot"]),
+    (EINSUM_DIAGONAL, "[3, 5, 5]", "[3,25,1]", &["einsum: axes `i` have sizes 25 and 1"]),
+    (EINSUM_PRODUCT, "[5, 3, 4]", "[5, 4, 3]", &["einsum: axes `j` have sizes 3 and 4"]),
+    (EINSUM_PRODUCT, r#"[\"x\", \"y\"]"#, r#"[\"\", \"y\"]"#, &["`in.x` is in no input slot"]),
+    (FLEX_HEADS, "[2, 2, 6, 16]", "[2, 3, 4, 16]", &["attention: value has kv_heads 2, key has 3"]),
+    (FLEX_HEADS, "[2, 8, 4, 16]", "[2, 32, 16]", &["`Q` [2, 32, 16] has rank 3, 4 was expected"]),
+    (FLEX_CAP, r#"\"Div\""#, r#"\"Dim\""#, &["FlexAttention: a `score_mod` that is no chain"]),
+    (FLEX_CAP, r#"score_mod\":"#, r#"prob_mod\":"#, &["FlexAttention: `prob_mod` is not supported"]),
+    (FLEX_CAP, "score_mod", "scare_mod", &["FlexAttention-1 has no attribute `scare_mod`"]),
     (GATHER, r#""I64""#, r#""F64""#, &["`indices` is F64, i32 or i64"]),
     (GATHER, r#"\"axis\": 0"#, r#"\"axis\": 1"#, &["`axis` is 1", "-1 to 0"]),
     (GATHER, r#"\"opset\": 13"#, r#"\"opset\": 10"#, &["indices holds -9", "size 10"]),

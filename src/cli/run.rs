@@ -1,10 +1,12 @@
-//! `regard run FILE.safetensors`: the layer in a golden-style file, with the file's weights and inputs.
+//! `regard run FILE.safetensors`: the layer in a golden-style file, with the file's weights and inputs; or a model, with the
+//! file's sentences.
 
 use std::collections::HashMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use regard::compare::Comparison;
+use regard::models::SentenceEncoder;
 use regard::nn::golden::Golden;
 use regard::plan::Outputs;
 use regard::{Device, DeviceOptions, Dtype, Error, HostTensor, Plan, Select, Strategy};
@@ -17,6 +19,9 @@ use super::{Ending, Result, parse_select};
 pub(crate) struct Args {
     /// A layer with its weights (w.*) and inputs (in.*), and a `case` in its metadata
     file: PathBuf,
+    /// Folder with config.json, tokenizer.json and model.safetensors, for a file of kind minilm, which has no weights
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
     /// auto, gpu, cpu, or part of an adapter's name
     #[arg(long, default_value = "auto", value_parser = parse_select)]
     device: Select,
@@ -33,11 +38,15 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result {
     let golden = Golden::open(&args.file)?;
-    let layer = golden.graph(args.strategy)?;
-    let device = Device::new(&DeviceOptions { select: args.device.clone(), ..DeviceOptions::default() })?;
-    let mut plan = Plan::new(&device, &layer.graph)?;
-    let inputs: Vec<_> = layer.inputs.iter().map(|(name, value)| (name.as_str(), value)).collect();
-    let outputs = plan.run(&inputs)?;
+    let Run { device, outputs, description } = match &args.model {
+        Some(folder) if golden.is_model() => model(args, &golden, folder)?,
+        None if golden.is_model() => {
+            let fetch = "scripts/fetch-minilm fetches all-MiniLM-L6-v2";
+            let message = format!("kind `{}` needs its model's folder: --model DIR; {fetch}", golden.kind);
+            return Err(Error::File { path: golden.path, message }.into());
+        }
+        folder => layer(args, &golden, folder.as_deref())?,
+    };
     let checks = golden.compare(&outputs)?;
     if let Some(path) = &args.out {
         save(path, &outputs)?;
@@ -45,11 +54,41 @@ pub(crate) fn run(args: &Args, out: &mut dyn Write) -> Result {
     if args.json {
         writeln!(out, "{}", as_json(&golden, &device, &outputs, &checks))?;
     } else {
-        writeln!(out, "{} ({})\ndevice: {device}\n{}", golden.path, golden.kind, plan.describe())?;
+        writeln!(out, "{} ({})\ndevice: {device}\n{description}", golden.path, golden.kind)?;
         print_outputs(out, &outputs, &checks)?;
     }
     let failed = checks.iter().any(|(_, check)| check.as_ref().is_some_and(|check| !check.passed()));
     Ok(if failed { Ending::CheckFailed } else { Ending::Good })
+}
+
+/// What came of a file.
+struct Run {
+    device: Device,
+    outputs: Outputs,
+    /// What was run.
+    description: String,
+}
+
+fn open(args: &Args) -> regard::Result<Device> {
+    Device::new(&DeviceOptions { select: args.device.clone(), ..DeviceOptions::default() })
+}
+
+fn layer(args: &Args, golden: &Golden, model: Option<&Path>) -> regard::Result<Run> {
+    let layer = golden.graph(args.strategy)?;
+    if let Some(folder) = model {
+        let message = format!("kind `{}` is no model, and --model is {}", golden.kind, folder.display());
+        return Err(Error::File { path: golden.path.clone(), message });
+    }
+    let device = open(args)?;
+    let mut plan = Plan::new(&device, &layer.graph)?;
+    let inputs: Vec<_> = layer.inputs.iter().map(|(name, value)| (name.as_str(), value)).collect();
+    Ok(Run { outputs: plan.run(&inputs)?, description: plan.describe().to_string(), device })
+}
+
+fn model(args: &Args, golden: &Golden, folder: &Path) -> regard::Result<Run> {
+    let device = open(args)?;
+    let mut encoder = SentenceEncoder::open(&device, folder)?;
+    Ok(Run { outputs: encoder.run_golden(golden)?, description: format!("model: {}", folder.display()), device })
 }
 
 type Checks = [(String, Option<Comparison>)];

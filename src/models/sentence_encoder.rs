@@ -114,14 +114,8 @@ impl SentenceEncoder {
     /// # Errors
     /// A device that is lost or has too little memory.
     pub fn encode(&mut self, sentences: &[&str]) -> Result<HostTensor> {
-        let mut pooled = self.pool(sentences)?;
-        for row in pooled.chunks_exact_mut(self.width()) {
-            let length = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-            // A vector of zeros stays one, as in PyTorch's `normalize`.
-            let scale = 1.0 / length.max(1e-12);
-            row.iter_mut().for_each(|x| *x = (f64::from(*x) * scale) as f32);
-        }
-        HostTensor::f32(&[sentences.len(), self.width()], pooled)
+        let pooled = self.encode_pooled(sentences)?;
+        self.unit_rows(&pooled)
     }
 
     /// What [`SentenceEncoder::encode`] returns before it is brought to unit length.
@@ -129,8 +123,8 @@ impl SentenceEncoder {
     /// # Errors
     /// As [`SentenceEncoder::encode`].
     pub fn encode_pooled(&mut self, sentences: &[&str]) -> Result<HostTensor> {
-        let pooled = self.pool(sentences)?;
-        HostTensor::f32(&[sentences.len(), self.width()], pooled)
+        let ids = self.tokenize(sentences)?;
+        self.pool(&ids)
     }
 
     /// Token ids of each sentence, the special ones included.
@@ -149,10 +143,14 @@ impl SentenceEncoder {
     /// # Errors
     /// As [`SentenceEncoder::encode`].
     pub fn states(&self, sentence: &str) -> Result<Vec<HostTensor>> {
-        let ids = self.tokenize(&[sentence])?;
-        let packed = Packed { tokens: ids[0].len(), sentences: 1 };
+        self.states_of(&self.tokenize(&[sentence])?[0])
+    }
+
+    /// The same of token ids, which the model must know.
+    pub(super) fn states_of(&self, ids: &[u32]) -> Result<Vec<HostTensor>> {
+        let packed = Packed { tokens: ids.len(), sentences: 1 };
         let mut plan = Plan::new(&self.device, &self.bert.graph(packed, States::All)?)?;
-        let batch = Batch::new(&[&ids[0]], packed)?;
+        let batch = Batch::new(&[ids], packed)?;
         let mut outputs = plan.run(&batch.inputs())?;
         let missing = |name: String| Error::Plan(format!("there is no output `{name}`"));
         (0..=self.bert.config.layers)
@@ -160,15 +158,30 @@ impl SentenceEncoder {
             .collect()
     }
 
-    /// Means over the tokens of each sentence, one after another.
-    fn pool(&mut self, sentences: &[&str]) -> Result<Vec<f32>> {
-        let ids = self.tokenize(sentences)?;
+    pub(super) fn config(&self) -> &Config {
+        &self.bert.config
+    }
+
+    /// Rows brought to unit length.
+    pub(super) fn unit_rows(&self, pooled: &HostTensor) -> Result<HostTensor> {
+        let mut rows = pooled.as_f32().expect("means are f32").to_vec();
+        for row in rows.chunks_exact_mut(self.width()) {
+            let length = row.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+            // A vector of zeros stays one, as in PyTorch's `normalize`.
+            let scale = 1.0 / length.max(1e-12);
+            row.iter_mut().for_each(|x| *x = (f64::from(*x) * scale) as f32);
+        }
+        HostTensor::f32(pooled.shape(), rows)
+    }
+
+    /// Means over the tokens of each sentence, whose ids the model must know: f32 `[sentences, width]`.
+    pub(super) fn pool(&mut self, ids: &[Vec<u32>]) -> Result<HostTensor> {
         let mut order: Vec<usize> = (0..ids.len()).collect();
         // Sentences of one length make batches of one size, whose plan is used again.
         order.sort_by_key(|&sentence| ids[sentence].len());
         let width = self.width();
         let mut pooled = vec![0.0; ids.len() * width];
-        for batch in batches(&order, &ids, self.batch_tokens) {
+        for batch in batches(&order, ids, self.batch_tokens) {
             let members = &order[batch];
             let tokens: Vec<&[u32]> = members.iter().map(|&sentence| &ids[sentence][..]).collect();
             let rows = self.run(&tokens)?;
@@ -176,7 +189,7 @@ impl SentenceEncoder {
                 pooled[sentence * width..(sentence + 1) * width].copy_from_slice(row);
             }
         }
-        Ok(pooled)
+        HostTensor::f32(&[ids.len(), width], pooled)
     }
 
     /// The means of one batch, and of as many sentences without tokens as its plan has more.

@@ -1,8 +1,9 @@
 //! Files that hold a layer's weights, inputs and expected outputs: safetensors with a `case` in their metadata.
 //!
 //! Tensors are named `in.*` (inputs), `w.*` (weights), `f64.*` (expected, in double precision), `out.*` and `mid.*` (what
-//! the framework gave in single precision). The metadata's `case` is a JSON object with `kind`, `config` and, for each
-//! expected tensor, `accuracy.<name>.suggested_atol` and `suggested_rtol`.
+//! the framework gave in single precision). A whole model's weights are not in the file. The metadata's `case` is a JSON
+//! object with `kind`, `config` and, for each tensor in double precision, `accuracy.<name>` with `max_abs_value`,
+//! `suggested_atol` and `suggested_rtol`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -42,7 +43,8 @@ impl Golden {
     /// Reads a file.
     ///
     /// # Errors
-    /// A file that cannot be read, is not safetensors, or has no `case` with a `kind`.
+    /// A file that cannot be read, is not safetensors, has no `case` with a `kind` that is known, or a tensor of a dtype that
+    /// is none of the kind's; each names the file.
     pub fn open(path: &Path) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|error| fail(path, error.to_string()))?;
         let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|error| fail(path, error.to_string()))?;
@@ -52,6 +54,9 @@ impl Golden {
             case.ok_or_else(|| fail(path, "its metadata has no `case`, so there is no telling which layer it is"))?;
         let case: Value = serde_json::from_str(case).map_err(|error| fail(path, format!("`case`: {error}")))?;
         let kind = case["kind"].as_str().ok_or_else(|| fail(path, "`case` has no `kind`"))?.to_owned();
+        if let Some(message) = kinds::unknown(&kind) {
+            return Err(fail(path, message));
+        }
         let mut tensors = BTreeMap::new();
         for (name, view) in file.tensors() {
             let tensor = if kinds::holds_ids(&kind, &name) {
@@ -65,10 +70,10 @@ impl Golden {
         Ok(Self { path: path.display().to_string(), kind, case, tensors })
     }
 
-    /// Why this crate has no layer for a file of a known kind, such as one with scores that are no product; `None` where it
-    /// has one.
-    pub fn lacking(&self) -> Option<String> {
-        kinds::lacking(self)
+    /// Whether the file is for a whole model, whose weights are in a folder of their own: for
+    /// [`SentenceEncoder::run_golden`](crate::models::SentenceEncoder::run_golden), not for [`Golden::graph`].
+    pub fn is_model(&self) -> bool {
+        kinds::is_model(&self.kind)
     }
 
     /// The strategies to run a file of this kind with: fused and unfused, or one where it has no attention that fused
@@ -80,7 +85,7 @@ impl Golden {
     /// The layer as a graph.
     ///
     /// # Errors
-    /// An unknown kind, a missing tensor or setting, shapes that do not fit; each names the file.
+    /// A kind that is a whole model, a missing tensor or setting, shapes that do not fit; each names the file.
     pub fn graph(&self, strategy: Strategy) -> Result<GoldenGraph> {
         kinds::build(self, strategy).map_err(|error| match error {
             Error::File { .. } => error,
@@ -88,29 +93,52 @@ impl Golden {
         })
     }
 
-    /// Compares a run's outputs with each `f64.*` tensor at the file's own tolerance.
-    /// `None` is an expected tensor that this strategy does not expose.
+    /// Compares a run's outputs with what the file expects of them: each `f64.*` tensor at the file's own tolerance; each
+    /// `mid.*` and `out.*` that the file has in single precision only, at the share of its largest magnitude that the file
+    /// allows the others, 1e-5 at least and masked scores left out; a model's ids exactly. `None` is an expected tensor that
+    /// the run does not expose, such as the scores of fused attention.
     ///
     /// # Errors
-    /// An expected tensor without a tolerance.
+    /// A tensor of another shape than the run gives, one in double precision without a tolerance.
     pub fn compare(&self, outputs: &Outputs) -> Result<Vec<(String, Option<Comparison>)>> {
         let outputs = kinds::derive(self, outputs)?;
-        let expected = self.tensors.iter().filter_map(|(name, tensor)| Some((name.strip_prefix("f64.")?, tensor)));
-        expected
-            .map(|(name, wanted)| {
-                let tolerance = self.tolerance(name)?;
-                let got = outputs.get(name);
-                Ok((name.to_owned(), got.map(|got| compare(got, wanted, tolerance, NanMeans::Nan))))
-            })
-            .collect()
+        let expected = self.expected().into_iter().map(|(name, expected)| {
+            let tolerance = self.tolerance(name, expected)?;
+            let Some(got) = outputs.get(name) else { return Ok((name.to_owned(), None)) };
+            let Expected { tensor, value, .. } = expected;
+            if got.shape() != value.shape() {
+                let message = format!("tensor `{tensor}` is {}, the run gives {}", value.desc(), got.desc());
+                return Err(self.fail(message));
+            }
+            Ok((name.to_owned(), Some(compare(got, value, tolerance, NanMeans::Nan))))
+        });
+        expected.collect()
     }
 
     /// Number of tensors that the file expects.
     pub fn expectations(&self) -> usize {
-        self.tensors.keys().filter(|name| name.starts_with("f64.")).count()
+        self.expected().len()
     }
 
-    pub(super) fn config(&self) -> &Value {
+    /// What [`Golden::compare`] looks at, by output name.
+    pub(crate) fn expected(&self) -> BTreeMap<&str, Expected<'_>> {
+        let prefixes =
+            [("in.", Stored::Exact), ("mid.", Stored::Single), ("out.", Stored::Single), ("f64.", Stored::Double)];
+        let mut expected = BTreeMap::new();
+        // What there is in both precisions counts in double precision.
+        for (prefix, stored) in prefixes {
+            for (tensor, value) in &self.tensors {
+                // Inputs are a model's ids, which its tokenizer must give.
+                let counts = stored != Stored::Exact || self.is_model();
+                if let Some(name) = tensor.strip_prefix(prefix).filter(|_| counts) {
+                    expected.insert(name, Expected { stored, tensor, value });
+                }
+            }
+        }
+        expected
+    }
+
+    pub(crate) fn config(&self) -> &Value {
         &self.case["config"]
     }
 
@@ -140,7 +168,7 @@ impl Golden {
     }
 
     /// Ids of a table with so many rows.
-    pub(super) fn ids(&self, name: &str, rows: usize) -> Result<&HostTensor> {
+    pub(crate) fn ids(&self, name: &str, rows: usize) -> Result<&HostTensor> {
         let ids = self.tensor(name)?;
         let Some(values) = ids.as_u32() else {
             return Err(self.fail(format!("tensor `{name}` is {}, integers were expected", ids.desc())));
@@ -156,7 +184,7 @@ impl Golden {
         self.tensors.keys().map(String::as_str)
     }
 
-    pub(super) fn optional(&self, name: &str) -> Option<&HostTensor> {
+    pub(crate) fn optional(&self, name: &str) -> Option<&HostTensor> {
         self.tensors.get(name)
     }
 
@@ -175,17 +203,65 @@ impl Golden {
         }
     }
 
-    pub(super) fn fail(&self, message: impl Into<String>) -> Error {
+    pub(crate) fn fail(&self, message: impl Into<String>) -> Error {
         Error::File { path: self.path.clone(), message: message.into() }
     }
 
-    fn tolerance(&self, name: &str) -> Result<Tolerance> {
+    fn tolerance(&self, name: &str, Expected { stored, value, .. }: Expected<'_>) -> Result<Tolerance> {
         let accuracy = &self.case["accuracy"][name];
-        match (accuracy["suggested_atol"].as_f64(), accuracy["suggested_rtol"].as_f64()) {
-            (Some(absolute), Some(relative)) => Ok(Tolerance { of_scale: 0.0, relative, absolute }),
-            _ => Err(self.fail(format!("`accuracy.{name}` has no suggested_atol and suggested_rtol"))),
+        match (stored, accuracy["suggested_atol"].as_f64(), accuracy["suggested_rtol"].as_f64()) {
+            (Stored::Exact, ..) => Ok(Tolerance::of_scale(0.0)),
+            (_, Some(absolute), Some(relative)) => Ok(Tolerance { of_scale: 0.0, relative, absolute }),
+            (Stored::Single, ..) => {
+                let share = self.share();
+                Ok(Tolerance { of_scale: 0.0, relative: share, absolute: share * scale(value) })
+            }
+            (Stored::Double, ..) => {
+                Err(self.fail(format!("`accuracy.{name}` has no suggested_atol and suggested_rtol")))
+            }
         }
     }
+
+    /// The largest tolerance that the file suggests as a share of a tensor's largest magnitude: what large scores do to one
+    /// tensor in single precision they do to others.
+    fn share(&self) -> f64 {
+        let suggested = self.case["accuracy"].as_object().into_iter().flat_map(|accuracy| accuracy.values());
+        let shares = suggested.filter_map(|accuracy| {
+            Some(accuracy["suggested_atol"].as_f64()? / accuracy["max_abs_value"].as_f64().filter(|max| *max > 0.0)?)
+        });
+        shares.fold(SINGLE, f64::max)
+    }
+}
+
+/// What a file expects of an output.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Expected<'a> {
+    stored: Stored,
+    /// The tensor's name in the file.
+    tensor: &'a str,
+    value: &'a HostTensor,
+}
+
+/// How a file has what it expects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    /// Integers.
+    Exact,
+    /// `mid.*` and `out.*`: what the framework gave.
+    Single,
+    /// `f64.*`, with a tolerance beside it.
+    Double,
+}
+
+/// How far something in single precision may be off at least, as a share of the largest magnitude: sums of up to some
+/// thousand terms on both sides, each rounded.
+const SINGLE: f64 = 1e-5;
+/// Layers put −1e9 in place of masked scores, which says nothing of the size of the others.
+const MASKED: f64 = 1e9;
+
+/// The largest finite magnitude but those of masked scores.
+fn scale(tensor: &HostTensor) -> f64 {
+    tensor.to_f64().into_iter().map(f64::abs).filter(|x| *x < MASKED / 2.0).fold(0.0, f64::max)
 }
 
 fn fail(path: &Path, message: impl Into<String>) -> Error {

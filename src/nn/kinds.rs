@@ -52,9 +52,18 @@ const KINDS: &[(&str, Build)] = &[
     ("torch_sdpa", Build::Either(torch_sdpa)),
 ];
 
-/// Why a file of a known kind cannot be built; `None` where it can.
-pub(super) fn lacking(golden: &Golden) -> Option<String> {
-    (golden.kind == "keras_attention").then(|| keras::lacking(golden)).flatten()
+/// Kinds of whole models, whose weights are in a folder of their own.
+const MODELS: &[&str] = &["minilm"];
+
+/// What to say of a kind that is unknown; `None` where it is known.
+pub(super) fn unknown(kind: &str) -> Option<String> {
+    let known: Vec<_> = KINDS.iter().map(|(kind, _)| *kind).chain(MODELS.iter().copied()).collect();
+    (!known.contains(&kind)).then(|| format!("kind `{kind}` is unknown; known are {}", known.join(", ")))
+}
+
+/// Whether a kind is a whole model.
+pub(super) fn is_model(kind: &str) -> bool {
+    MODELS.contains(&kind)
 }
 
 /// The strategies under which the layer of a kind is not the same computation.
@@ -67,7 +76,7 @@ pub(super) fn strategies(kind: &str) -> &'static [Strategy] {
 
 /// Whether a tensor of a kind holds integers: ids, which load as u32.
 pub(super) fn holds_ids(kind: &str, tensor: &str) -> bool {
-    matches!((kind, tensor), ("seed1_rnn", "in.ids"))
+    (kind, tensor) == ("seed1_rnn", "in.ids") || (is_model(kind) && tensor.starts_with("in."))
 }
 
 /// The layer of a file as a graph whose outputs are named as in the file.
@@ -75,9 +84,11 @@ pub(super) fn build(golden: &Golden, strategy: Strategy) -> Result<GoldenGraph> 
     match KINDS.iter().find(|(kind, _)| *kind == golden.kind) {
         Some((_, Build::Either(build))) => build(golden, strategy),
         Some((_, Build::Once(build))) => build(golden),
+        // Kinds are known here.
         None => {
-            let known: Vec<_> = KINDS.iter().map(|(kind, _)| *kind).collect();
-            Err(golden.fail(format!("kind `{}` is unknown; known are {}", golden.kind, known.join(", "))))
+            let message =
+                format!("kind `{}` is a whole model, whose weights are in a folder of their own", golden.kind);
+            Err(golden.fail(message))
         }
     }
 }
@@ -118,11 +129,31 @@ fn fold_leading(graph: &mut Graph, tensor: Tensor) -> Result<Tensor> {
     graph.reshape(tensor, &[&[leading.iter().product()], last].concat())
 }
 
-/// Outputs that a file stores as rows and sums of another one.
+/// Outputs that a file stores as rows and sums of another one, or for one element of the batch.
 pub(super) fn derive(golden: &Golden, outputs: &Outputs) -> Result<Outputs> {
     let mut derived = outputs.clone();
-    let (Some(x), true) = (outputs.get("x"), golden.optional("f64.x_rows").is_some()) else { return Ok(derived) };
-    let &[batch, seq, width] = x.shape() else { return Ok(derived) };
+    for name in golden.expected().into_keys().filter(|name| !outputs.contains_key(*name)) {
+        // Such as `scores_batch1`.
+        let Some((base, number)) = name.rsplit_once("_batch") else { continue };
+        if let (Some(whole), Ok(number)) = (outputs.get(base), number.parse::<usize>()) {
+            derived.extend(batch_element(whole, number)?.map(|element| (name.to_owned(), element)));
+        }
+    }
+    if let (Some(x), true) = (outputs.get("x"), golden.optional("f64.x_rows").is_some()) {
+        rows_and_sums(golden, x, &mut derived)?;
+    }
+    Ok(derived)
+}
+
+/// One element of the batch, without its axis; `None` where there is no such element.
+fn batch_element(whole: &HostTensor, number: usize) -> Result<Option<HostTensor>> {
+    let Some((_, shape)) = whole.shape().split_first().filter(|(batch, _)| number < **batch) else { return Ok(None) };
+    let size = shape.iter().product::<usize>();
+    Ok(Some(HostTensor::f64(shape, whole.to_f64()[number * size..(number + 1) * size].to_vec())?))
+}
+
+fn rows_and_sums(golden: &Golden, x: &HostTensor, derived: &mut Outputs) -> Result<()> {
+    let &[batch, seq, width] = x.shape() else { return Ok(()) };
     let data = x.to_f64();
     let rows = golden.config()["rows"].as_array().ok_or_else(|| golden.fail("config `rows` is missing"))?;
     let mut picked = Vec::new();
@@ -137,5 +168,5 @@ pub(super) fn derive(golden: &Golden, outputs: &Outputs) -> Result<Outputs> {
         let sums = data.chunks_exact(width.max(1)).map(|row| row.iter().copied().map(term).sum()).collect();
         derived.insert(name.into(), HostTensor::f64(&[batch, seq], sums)?);
     }
-    Ok(derived)
+    Ok(())
 }

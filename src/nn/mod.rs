@@ -1,5 +1,6 @@
 //! Layers built on [`Graph`](crate::Graph), and files that hold their weights and inputs.
 
+mod additive_attention;
 mod attended_axes;
 mod encoder_layer;
 mod gates;
@@ -13,6 +14,7 @@ pub mod onnx;
 pub mod seeds;
 mod torch_masks;
 
+pub use additive_attention::{AdditiveAttention, AdditiveAttentionTensors};
 pub use attended_axes::AttendedAxes;
 pub use encoder_layer::{NormOrder, TransformerEncoderLayer, TransformerEncoderTensors};
 pub use gru::{GruWeights, OnnxGru};

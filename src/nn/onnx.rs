@@ -9,6 +9,8 @@ mod attention;
 mod batch_normalization;
 mod builder;
 mod conv;
+mod einsum;
+mod flex_attention;
 mod gather;
 mod gemm;
 mod linear_attention;
@@ -83,6 +85,12 @@ const OPERATORS: &[Operator] = &[
     since(24, "Swish", activation::swish),
     since(28, "SwiGLU", activation::swiglu),
     since(7, "Gemm", gemm::build),
+    Operator { lacking: einsum::lacking, ..since(12, "Einsum", einsum::build) },
+    Operator {
+        lacking: flex_attention::lacking,
+        strategies: &[Strategy::Auto, Strategy::Unfused],
+        ..since(1, "ai.onnx.preview.FlexAttention", flex_attention::build)
+    },
     Operator { lacking: conv::lacking, ..since(1, "Conv", conv::build) },
     Operator { lacking: pool::lacking, ..since(1, "MaxPool", pool::max) },
     Operator { lacking: pool::lacking, ..since(1, "AveragePool", pool::average) },
@@ -292,6 +300,7 @@ fn load(view: &TensorView<'_>) -> std::result::Result<HostTensor, String> {
             HostTensor::f32(shape, halves.collect())
         }
         StoredDtype::U8 => HostTensor::f64(shape, data.iter().map(|&number| f64::from(number)).collect()),
+        StoredDtype::I8 => HostTensor::f64(shape, data.iter().map(|&byte| f64::from(byte as i8)).collect()),
         StoredDtype::I32 => {
             let numbers = data.chunks_exact(4).map(|bytes| i32::from_le_bytes(bytes.try_into().expect("four bytes")));
             HostTensor::f64(shape, numbers.map(f64::from).collect())
@@ -300,7 +309,7 @@ fn load(view: &TensorView<'_>) -> std::result::Result<HostTensor, String> {
             let numbers = data.chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().expect("eight bytes")));
             HostTensor::f64(shape, numbers.map(|number| number as f64).collect())
         }
-        other => return Err(format!("is {other:?}; a float of 16 to 64 bits, u8, i32, i64 or bool was expected")),
+        other => return Err(format!("is {other:?}; a float of 16 to 64 bits, u8, i8, i32, i64 or bool was expected")),
     };
     tensor.map_err(|error| error.to_string())
 }

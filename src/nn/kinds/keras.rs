@@ -1,5 +1,6 @@
-//! Layers of Keras 3: `Attention`, `AdditiveAttention` and `GroupedQueryAttention`. Both take query, value and key in this order; a key that is absent
-//! is the value, and a value that is absent is the query. Masks are true where something takes part.
+//! Layers of Keras 3: `Attention`, `AdditiveAttention` and `GroupedQueryAttention`. They take query, value and key in this
+//! order; a key that is absent is the value, and a value that is absent is the query. Masks are true where something takes
+//! part.
 
 use serde_json::Value;
 
@@ -9,34 +10,53 @@ use crate::error::Result;
 use crate::graph::Tensor;
 use crate::mask::{Causal, Fill, Masking};
 use crate::nn::golden::{Golden, GoldenGraph};
-use crate::nn::{AppendedKeys, Linear, MultiHeadAttention, Projections, WeightOrder};
-use crate::ops::{Binary, MatMul, Operand, ReducedAxes, Reduction, ScoreMasks, Step, Unary};
+use crate::nn::{AdditiveAttention, AppendedKeys, Linear, MultiHeadAttention, Projections, WeightOrder};
+use crate::ops::ScoreMasks;
 use crate::tensor::{Dtype, HostTensor};
 
-/// Why a layer of this configuration cannot be built; `None` where it can.
-pub(super) fn lacking(golden: &Golden) -> Option<String> {
-    let config = golden.config();
-    match (config["class"].as_str().unwrap_or("Attention"), config["score_mode"].as_str().unwrap_or("dot")) {
-        ("AdditiveAttention", _) | ("Attention", "dot") => None,
-        ("Attention", mode) => Some(format!("Keras Attention with score_mode `{mode}` is not known")),
-        (class, _) => Some(format!("Keras {class} is not known")),
+/// What Keras puts in place of a masked score.
+const MASKED: f32 = -1e9;
+/// The trained number of `score_mode="concat"`.
+const SCORE_WEIGHT: &str = "w.concat_score_weight";
+
+/// How a layer scores a key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scores {
+    /// `Attention`: a product without `1 / √head_dim`, times a trained scale where there is one.
+    Dot,
+    /// `Attention` with `score_mode="concat"`: additive, a trained scale before the tangent and one number after it.
+    Concat,
+    /// `AdditiveAttention`: a trained scale for each feature after the tangent.
+    Additive,
+}
+
+impl Scores {
+    fn of(golden: &Golden) -> Result<Self> {
+        let config = golden.config();
+        match (config["class"].as_str().unwrap_or("Attention"), config["score_mode"].as_str().unwrap_or("dot")) {
+            ("AdditiveAttention", _) => Ok(Self::Additive),
+            ("Attention", "dot") => Ok(Self::Dot),
+            ("Attention", "concat") => Ok(Self::Concat),
+            ("Attention", mode) => {
+                Err(golden.fail(format!("score_mode `{mode}` of Keras Attention is unknown; known are dot, concat")))
+            }
+            (class, _) => Err(golden.fail(format!("Keras {class} is unknown; known are Attention, AdditiveAttention"))),
+        }
     }
 }
 
-/// `Attention`, or `AdditiveAttention`, which [`additive`] describes: a product without `1 / √head_dim`, times a trained scale where there is one; −1e9 on masked scores, so that a
-/// row without a key is uniform; zeros in rows that the query's mask leaves out.
+/// `Attention` or `AdditiveAttention`: −1e9 on masked scores, so that a row without a key is uniform; zeros in rows that
+/// the query's mask leaves out.
 pub(super) fn attention(golden: &Golden, strategy: Strategy) -> Result<GoldenGraph> {
-    if let Some(reason) = lacking(golden) {
-        return Err(golden.fail(reason));
-    }
-    let known = ["in.query", "in.value", "in.key", "in.query_mask", "in.value_mask", "w.scale"];
+    let scores = Scores::of(golden)?;
+    let mut known = vec!["in.query", "in.value", "in.key", "in.query_mask", "in.value_mask", "w.scale"];
+    known.extend((scores == Scores::Concat).then_some(SCORE_WEIGHT));
     only(golden, &known)?;
     let mut builder = Builder::new(golden);
     let qkv = query_key_value(&mut builder)?;
-    let config = golden.config();
-    let y = match config["class"].as_str() {
-        Some("AdditiveAttention") => additive(&mut builder, qkv)?,
-        _ => dot(&mut builder, qkv, strategy)?,
+    let y = match scores {
+        Scores::Dot => dot(&mut builder, qkv, strategy)?,
+        Scores::Concat | Scores::Additive => additive(&mut builder, qkv, scores)?,
     };
     let y = match golden.optional("in.query_mask") {
         None => y,
@@ -55,7 +75,7 @@ fn dot(builder: &mut Builder<'_>, qkv: [Tensor; 3], strategy: Strategy) -> Resul
     let scale = if config["use_scale"] == Value::Bool(true) { scalar(golden, "w.scale")? } else { 1.0 };
     let mut options = Attention {
         scale: Some(scale),
-        fill: Fill::Assign(-1e9),
+        fill: Fill::Assign(MASKED),
         causal: causal(golden),
         strategy,
         ..Attention::default()
@@ -73,33 +93,29 @@ fn dot(builder: &mut Builder<'_>, qkv: [Tensor; 3], strategy: Strategy) -> Resul
     Ok(steps.output)
 }
 
-/// The score of query i and key j is the sum of `tanh(q[i] + k[j])` over the features, each times a trained scale where there is one.
-fn additive(builder: &mut Builder<'_>, [q, k, v]: [Tensor; 3]) -> Result<Tensor> {
+fn additive(builder: &mut Builder<'_>, qkv: [Tensor; 3], scores: Scores) -> Result<Tensor> {
     let golden = builder.golden;
-    let shapes = [q, k].map(|tensor| builder.graph.desc(tensor).map(|desc| desc.shape.clone()));
-    let [of_q, of_k] = shapes;
-    let (of_q, of_k) = (of_q?, of_k?);
-    let (&[batch, queries, width], &[_, keys, _]) = (&of_q[..], &of_k[..]) else {
-        return Err(golden.fail(format!("query has shape {of_q:?} and key {of_k:?}, rank 3 was expected")));
-    };
-    let rows = builder.graph.reshape(q, &[batch, queries, 1, width])?;
-    let columns = builder.graph.reshape(k, &[of_k[0], 1, keys, of_k[2]])?;
-    let mut inputs = vec![rows, columns];
-    let mut steps = vec![Step::Binary(Binary::Add, Operand::Input(1)), Step::Unary(Unary::Tanh)];
-    if golden.config()["use_scale"] != Value::Bool(false) {
-        inputs.push(builder.weight("w.scale", &[Some(width)])?);
-        steps.push(Step::Binary(Binary::Mul, Operand::Input(2)));
+    let mut layer =
+        AdditiveAttention { causal: causal(golden), fill: Fill::Assign(MASKED), ..AdditiveAttention::default() };
+    let setting = &golden.config()["use_scale"];
+    if scores == Scores::Concat {
+        layer.scale = Some(one_number(builder, SCORE_WEIGHT)?);
+        // Keras' default is no scale here, and a scale in the other class.
+        layer.inner_scale = (*setting == Value::Bool(true)).then(|| one_number(builder, "w.scale")).transpose()?;
+    } else if *setting != Value::Bool(false) {
+        let width = builder.graph.desc(qkv[0])?.row_length();
+        layer.scale = Some(builder.weight("w.scale", &[Some(width)])?);
     }
-    let terms = builder.graph.elementwise(&inputs, &steps)?;
-    let scores = builder.graph.reduce(terms, Reduction::Sum, &[3], ReducedAxes::Dropped)?;
-    let scores = builder.graph.reshape(scores, &[batch, 1, queries, keys])?;
-    let masking = Masking { causal: causal(golden), fill: Fill::Assign(-1e9), ..Masking::default() };
-    let mask = value_mask(builder, |[batch, keys]| vec![batch, 1, 1, keys])?;
-    let scores = builder.graph.mask_scores(scores, &ScoreMasks { masking, mask, ..ScoreMasks::default() })?;
-    let weights = builder.graph.softmax(scores, 1.0)?;
-    let weights = builder.graph.reshape(weights, &[batch, queries, keys])?;
-    builder.graph.output("p", weights)?;
-    builder.graph.matmul(weights, v, None, MatMul::default())
+    layer.mask = value_mask(builder, |[batch, keys]| vec![batch, 1, 1, keys])?;
+    let tensors = layer.add(&mut builder.graph, qkv)?;
+    builder.graph.output("p", tensors.weights)?;
+    Ok(tensors.output)
+}
+
+/// A weight of one number, which Keras keeps without axes.
+fn one_number(builder: &mut Builder<'_>, name: &str) -> Result<Tensor> {
+    let number = scalar(builder.golden, name)?;
+    builder.graph.weight(name, HostTensor::f32(&[1], vec![number])?)
 }
 
 fn value_mask(builder: &mut Builder<'_>, shape: fn([usize; 2]) -> Vec<usize>) -> Result<Option<Tensor>> {

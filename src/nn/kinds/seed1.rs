@@ -163,7 +163,7 @@ pub(super) fn qkv(golden: &Golden, strategy: Strategy) -> Result<GoldenGraph> {
         return Ok(builder.finish());
     }
     let steps = builder.graph.attention_steps(qkv, &attention)?;
-    builder.graph.output("y", steps.output)?;
+    builder.outputs(&[("q", q), ("k", k), ("v", v), ("y", steps.output)])?;
     for (name, tensor) in [("scores", steps.scores), ("p", steps.weights)] {
         // One head: the axes are those of x and its source.
         let shape = builder.graph.desc(tensor)?.shape[1..].to_vec();

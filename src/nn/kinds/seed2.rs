@@ -73,8 +73,11 @@ pub(super) fn mha(golden: &Golden, strategy: Strategy) -> Result<GoldenGraph> {
     let tensors = layer.add(&mut builder.graph, [query, key, value])?;
     builder.graph.output("x", tensors.output)?;
     if let Some((scores, weights)) = tensors.scores_and_weights {
-        builder.graph.output("scores", scores)?;
-        builder.graph.output("attention", weights)?;
+        builder.outputs(&[("scores", scores), ("attention", weights)])?;
+        // Only here: what is asked for is computed on its own, where fused attention reads and writes merged heads.
+        let [q, k, v] = tensors.features;
+        builder.outputs(&[("Q_feat", q), ("K_feat", k), ("V_feat", v)])?;
+        builder.outputs(&[("x_raw", tensors.attended), ("x_rsh2", tensors.merged)])?;
     }
     Ok(builder.finish())
 }

@@ -1,15 +1,17 @@
-//! ONNX's `BatchNormalization`, from opset 9 on, in its inference form. Computed in f32.
+//! ONNX's `BatchNormalization`, from opset 9 on, and from opset 14 on its training form too. Computed in f32.
 
 use super::OnnxNode;
 use super::builder::{Attributes, Builder, Slots};
 use crate::attention::Strategy;
 use crate::error::Result;
-use crate::graph::Tensor;
+use crate::graph::{Graph, Tensor};
 use crate::nn::golden::GoldenGraph;
-use crate::ops::{Binary, Operand, Step, Unary};
+use crate::ops::{Binary, Operand, ReducedAxes, Reduction, Step, Unary};
 use crate::tensor::Dtype;
 
 const SLOTS: Slots = Slots { inputs: &["X", "scale", "B", "input_mean", "input_var"], required: 5, outputs: 1 };
+/// Outputs of the training form: the result and the moving statistics.
+const TRAINED: usize = 3;
 const X: usize = 0;
 const SCALE: usize = 1;
 const BIAS: usize = 2;
@@ -17,24 +19,22 @@ const MEAN: usize = 3;
 const VARIANCE: usize = 4;
 
 pub(super) fn lacking(node: &OnnxNode) -> Option<String> {
-    // Before opset 14 further outputs are what tells training.
-    let training = node.attributes.get("training_mode").is_some_and(|value| value.as_i64() == Some(1));
+    // Before opset 14 further outputs are what tells training, and their meaning was left open.
     let outputs = node.opset < 14 && (1..node.outputs.len()).any(|slot| node.wants(slot));
-    (training || outputs).then(|| "the training form (`training_mode` = 1) is not supported".into())
+    outputs.then(|| format!("the training form of opset {} is not supported, that of 14 and later is", node.opset))
 }
 
 pub(super) fn build(node: &OnnxNode, _: Strategy) -> Result<GoldenGraph> {
-    let mut builder = Builder::new(node, &SLOTS)?;
-    builder.float_dtype(&[SCALE, BIAS, MEAN, VARIANCE])?;
-    let dtype = builder.float_dtype(&[X])?;
     let mut attributes = Attributes::of(node);
     let epsilon = attributes.float("epsilon")?.unwrap_or(1e-5);
-    // What training changes its statistics by.
-    attributes.float("momentum")?;
-    if node.opset >= 14 {
-        attributes.switch("training_mode")?;
-    }
+    // How much of a moving statistic stays.
+    let momentum = attributes.float("momentum")?.unwrap_or(0.9);
+    let training = node.opset >= 14 && attributes.switch("training_mode")?;
     attributes.finish()?;
+    let mut builder = Builder::new(node, &Slots { outputs: if training { TRAINED } else { 1 }, ..SLOTS })?;
+    builder.float_dtype(&[SCALE, BIAS])?;
+    let moving = builder.float_dtype(&[MEAN, VARIANCE])?;
+    let dtype = builder.float_dtype(&[X])?;
     let shape = builder.shape(X)?;
     let (batch, channels, inner) = match shape {
         [] => return Err(node.fail("X has rank 0, a batch was expected")),
@@ -45,8 +45,18 @@ pub(super) fn build(node: &OnnxNode, _: Strategy) -> Result<GoldenGraph> {
     let x = builder.cast(x, Dtype::F32)?;
     let x = builder.graph.reshape(x, &[batch, channels, inner])?;
     let mut of_channels = |slot| of_channels(&mut builder, slot, channels);
-    let [scale, bias, mean, variance] =
+    let [scale, bias, mut mean, mut variance] =
         [of_channels(SCALE)?, of_channels(BIAS)?, of_channels(MEAN)?, of_channels(VARIANCE)?];
+    if training {
+        let moved = [mean, variance];
+        [mean, variance] = statistics(&mut builder.graph, x)?;
+        for (slot, (moving_average, current)) in [1, 2].into_iter().zip(moved.into_iter().zip([mean, variance])) {
+            let y = moved_average(&mut builder.graph, moving_average, current, momentum)?;
+            let y = builder.graph.reshape(y, &[channels])?;
+            let y = builder.cast(y, moving)?;
+            builder.output(slot, y)?;
+        }
+    }
     let to_scale = [
         Step::Binary(Binary::Add, Operand::Scalar(epsilon)),
         Step::Unary(Unary::Rsqrt),
@@ -67,4 +77,25 @@ fn of_channels(builder: &mut Builder<'_>, slot: usize, channels: usize) -> Resul
     builder.expect_shape(slot, &[channels])?;
     let tensor = builder.float(slot, Dtype::F32)?;
     builder.graph.reshape(tensor, &[channels, 1])
+}
+
+/// Mean and variance of each channel of `[batch, channels, inner]`, `[channels, 1]` each; the variance is over the number of
+/// elements, not one less.
+fn statistics(graph: &mut Graph, x: Tensor) -> Result<[Tensor; 2]> {
+    let channels = graph.desc(x)?.shape[1];
+    let mean_of = |graph: &mut Graph, x: Tensor| {
+        let mean = graph.reduce(x, Reduction::Mean, &[0, 2], ReducedAxes::Dropped)?;
+        graph.reshape(mean, &[channels, 1])
+    };
+    let mean = mean_of(graph, x)?;
+    let centred = graph.binary(x, mean, Binary::Sub)?;
+    let squares = graph.binary(centred, centred, Binary::Mul)?;
+    Ok([mean, mean_of(graph, squares)?])
+}
+
+/// `moving · momentum + current · (1 − momentum)`.
+fn moved_average(graph: &mut Graph, moving: Tensor, current: Tensor, momentum: f32) -> Result<Tensor> {
+    let share = graph.elementwise(&[current], &[Step::Binary(Binary::Mul, Operand::Scalar(1.0 - momentum))])?;
+    let steps = [Step::Binary(Binary::Mul, Operand::Scalar(momentum)), Step::Binary(Binary::Add, Operand::Input(1))];
+    graph.elementwise(&[moving, share], &steps)
 }

@@ -161,7 +161,8 @@ impl<'a> Attributes<'a> {
         Self { node, read: Vec::new() }
     }
 
-    fn find(&mut self, name: &'static str) -> Option<&'a Value> {
+    /// The attribute as it is, where it is given.
+    pub fn find(&mut self, name: &'static str) -> Option<&'a Value> {
         self.read.push(name);
         self.node.attributes.get(name)
     }
@@ -198,6 +199,13 @@ impl<'a> Attributes<'a> {
         let texts = value.as_array().and_then(|list| list.iter().map(Value::as_str).collect());
         let expected = || node.fail(format!("attribute `{name}` is {value}, a list of texts was expected"));
         texts.ok_or_else(expected).map(Some)
+    }
+
+    /// A text, where it is given.
+    pub fn any_text(&mut self, name: &'static str) -> Result<Option<&'a str>> {
+        let (node, Some(value)) = (self.node, self.find(name)) else { return Ok(None) };
+        let expected = || node.fail(format!("attribute `{name}` is {value}, a text was expected"));
+        value.as_str().ok_or_else(expected).map(Some)
     }
 
     /// The index of a text among those that are known, where it is given.

@@ -14,7 +14,7 @@ const W: usize = 1;
 const B: usize = 2;
 
 pub(super) fn lacking(node: &OnnxNode) -> Option<String> {
-    windows::lacking(node)
+    windows::lacking(node, 2)
 }
 
 pub(super) fn build(node: &OnnxNode, _: Strategy) -> Result<GoldenGraph> {
@@ -33,8 +33,8 @@ pub(super) fn build(node: &OnnxNode, _: Strategy) -> Result<GoldenGraph> {
         return Err(node.fail(format!("attribute `kernel_shape` is {given:?}, and W is {w_shape:?}")));
     }
     let groups = attributes.integer("group", 1..i64::MAX)?.unwrap_or(1) as usize;
-    let Windows { window, padding, .. } =
-        Windows::read(node, &mut attributes, (image, spatial), kernel, Dilations::Known)?;
+    let windows = Windows::read(node, &mut attributes, [&x_shape[2..], kernel], Dilations::Known)?;
+    let (window, padding) = windows.plane();
     attributes.finish()?;
     let (x, w) = (builder.float(X, dtype)?, builder.float(W, dtype)?);
     let bias = builder.slot(B)?.map(|_| builder.float(B, dtype)).transpose()?;

@@ -1,4 +1,5 @@
-//! ONNX's `MaxPool`, `AveragePool` and `GlobalAveragePool`, every opset, over one or two spatial axes.
+//! ONNX's `MaxPool`, `AveragePool` and `GlobalAveragePool`, every opset, over one to three spatial axes. Integers of 8 bits
+//! are computed in f32, which holds them exactly.
 
 use safetensors::Dtype as StoredDtype;
 
@@ -6,24 +7,21 @@ use super::OnnxNode;
 use super::builder::{Attributes, Builder, Slots};
 use super::windows::{self, Dilations, Windows};
 use crate::attention::Strategy;
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::graph::Tensor;
 use crate::nn::golden::GoldenGraph;
-use crate::ops::{Counted, ImageLayout, Pool2d, PoolKind, Rounding};
+use crate::ops::{Counted, ImageLayout, Padding, Pool2d, PoolKind, Rounding, Window2d};
+use crate::tensor::Dtype;
 
 const SLOTS: Slots = Slots { inputs: &["X"], required: 1, outputs: 1 };
 const INDICES: usize = 1;
 
 pub(super) fn lacking(node: &OnnxNode) -> Option<String> {
-    let name = node.inputs.first()?;
-    let stored = node.tensors.get(&format!("in.{name}"))?;
-    if let StoredDtype::U8 | StoredDtype::I8 = stored.dtype {
-        return Some(format!("X is {:?}; f32, f16 and bf16 are supported", stored.dtype));
-    }
     if node.operator == "MaxPool" && node.opset >= 8 && node.wants(INDICES) {
         return Some("the output `Indices` is not supported".into());
     }
     // An average over everything needs no windows.
-    if node.operator == "GlobalAveragePool" { None } else { windows::lacking(node) }
+    if node.operator == "GlobalAveragePool" { None } else { windows::lacking(node, 3) }
 }
 
 pub(super) fn max(node: &OnnxNode, _: Strategy) -> Result<GoldenGraph> {
@@ -65,26 +63,42 @@ type ReadKind = fn(&mut Attributes<'_>, &OnnxNode) -> Result<PoolKind>;
 
 fn pool(node: &OnnxNode, dilations: Dilations, read: ReadKind) -> Result<GoldenGraph> {
     let mut builder = Builder::new(node, &SLOTS)?;
-    let dtype = builder.float_dtype(&[0])?;
+    let bytes = matches!(builder.required(0)?.dtype, StoredDtype::U8 | StoredDtype::I8);
+    let dtype = if bytes && node.operator == "MaxPool" { Dtype::F32 } else { builder.float_dtype(&[0])? };
     let shape = builder.shape(0)?;
-    let image = windows::image(node, "X", shape)?;
-    let spatial = shape.len() - 2;
+    let wrong = || node.fail(format!("input `X` {shape:?} has rank {}, 3 to 5 was expected", shape.len()));
+    let &[batch, channels, ref sizes @ ..] = shape else { return Err(wrong()) };
+    let [depth, height, width] = match *sizes {
+        [width] => [1, 1, width],
+        [height, width] => [1, height, width],
+        [depth, height, width] => [depth, height, width],
+        _ => return Err(wrong()),
+    };
+    let spatial = sizes.len();
     let mut attributes = Attributes::of(node);
     let kernel = attributes.integers("kernel_shape", spatial, 1..i64::MAX)?;
     let kernel = kernel.ok_or_else(|| node.fail("attribute `kernel_shape` is missing"))?;
     let kernel: Vec<usize> = kernel.into_iter().map(|size| size as usize).collect();
     let kind = read(&mut attributes, node)?;
-    let Windows { window, padding, explicit } =
-        Windows::read(node, &mut attributes, (image, spatial), &kernel, dilations)?;
+    let x = builder.float(0, dtype)?;
+    let windows = Windows::read(node, &mut attributes, [sizes, &kernel], dilations)?;
     let ceil = node.opset >= 10 && attributes.switch("ceil_mode")?;
     attributes.finish()?;
     // Sizes that `auto_pad` gives are whole numbers of windows already.
-    let rounding = if ceil && explicit { Rounding::Ceil } else { Rounding::Floor };
-    let x = builder.float(0, dtype)?;
-    let x = builder.graph.reshape(x, &image)?;
-    let y = builder.graph.pool2d(x, Pool2d { kind, layout: ImageLayout::Nchw, window, padding, rounding })?;
-    let shape = windows::without_rows(&builder.graph.desc(y)?.shape, spatial);
-    let y = builder.graph.reshape(y, &shape)?;
+    let rounding = if ceil && windows.explicit { Rounding::Ceil } else { Rounding::Floor };
+    let mut pooled = |x: Tensor, image: [usize; 4], (window, padding): (Window2d, Padding)| {
+        let x = builder.graph.reshape(x, &image)?;
+        let y = builder.graph.pool2d(x, Pool2d { kind, layout: ImageLayout::Nchw, window, padding, rounding })?;
+        let desc = builder.graph.desc(y)?;
+        Ok::<_, Error>((y, [desc.shape[2], desc.shape[3]]))
+    };
+    let (mut y, [rows, columns]) = pooled(x, [batch, channels * depth, height, width], windows.plane())?;
+    let mut layers = depth;
+    if spatial == 3 {
+        // A maximum of maxima, and an average of averages over equally many.
+        (y, [layers, _]) = pooled(y, [batch, channels, depth, rows * columns], windows.depth())?;
+    }
+    let y = builder.graph.reshape(y, &[&[batch, channels], &[layers, rows, columns][3 - spatial..]].concat())?;
     builder.output(0, y)?;
     Ok(builder.finish())
 }

@@ -10,9 +10,9 @@ const OUTER: usize = 2;
 const MODES: [&str; 4] = ["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"];
 
 /// The reason why a node's image cannot be taken, if that is how many axes it has.
-pub(super) fn lacking(node: &OnnxNode) -> Option<String> {
+pub(super) fn lacking(node: &OnnxNode, most: usize) -> Option<String> {
     let spatial = node.input_shape(0)?.len().saturating_sub(OUTER);
-    (spatial > 2).then(|| format!("{spatial} spatial axes; 1 and 2 are supported"))
+    (spatial > most).then(|| format!("{spatial} spatial axes; 1 to {most} are supported"))
 }
 
 /// The image as rows and columns, one row where there is one spatial axis.
@@ -32,11 +32,23 @@ pub(super) fn without_rows(shape: &[usize], spatial: usize) -> Vec<usize> {
 
 /// How windows move, and what is around the image.
 pub(super) struct Windows {
-    pub window: Window2d,
-    pub padding: Padding,
+    axes: Vec<Axis>,
     /// The padding is given, not derived from the sizes.
     pub explicit: bool,
 }
+
+/// The same along one spatial axis.
+#[derive(Clone, Copy)]
+struct Axis {
+    kernel: usize,
+    stride: usize,
+    dilation: usize,
+    /// Before the image and after it.
+    padding: [usize; 2],
+}
+
+/// An axis that the image has not.
+const NO_AXIS: Axis = Axis { kernel: 1, stride: 1, dilation: 1, padding: [0, 0] };
 
 /// Whether the operator has the attribute `dilations`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,45 +58,72 @@ pub(super) enum Dilations {
 }
 
 impl Windows {
-    /// `image` as [`image`] gives it, of which `spatial` axes are the node's own.
+    /// `sizes` of the spatial axes, and of the window along each.
     pub fn read(
         node: &OnnxNode,
         attributes: &mut Attributes<'_>,
-        (image, spatial): ([usize; 4], usize),
-        kernel: &[usize],
+        [sizes, kernel]: [&[usize]; 2],
         dilations: Dilations,
     ) -> Result<Self> {
-        let stride = pair(attributes, "strides", spatial)?;
-        let dilation = if dilations == Dilations::Known { pair(attributes, "dilations", spatial)? } else { [1, 1] };
-        let kernel = if let &[height, width] = kernel { [height, width] } else { [1, kernel[0]] };
-        let window = Window2d { kernel, stride, dilation };
+        let spatial = sizes.len();
+        let strides = each(attributes, "strides", spatial)?;
+        let dilations =
+            if dilations == Dilations::Known { each(attributes, "dilations", spatial)? } else { vec![1; spatial] };
         let mode = attributes.text("auto_pad", &MODES)?.unwrap_or(0);
         let pads = attributes.integers("pads", 2 * spatial, 0..i64::MAX)?;
         if mode != 0 && pads.is_some() {
             return Err(node.fail(format!("attribute `auto_pad` is {}, which excludes `pads`", MODES[mode])));
         }
-        let size = [image[2], image[3]];
-        let padding = match mode {
-            2 => Padding::same(size, window, Uneven::After),
-            3 => Padding::same(size, window, Uneven::Before),
-            _ => match pads.unwrap_or_default()[..] {
-                [top, left, bottom, right] => {
-                    let [top, left, bottom, right] = [top, left, bottom, right].map(|pad| pad as usize);
-                    Padding { top, left, bottom, right }
-                }
-                [left, right] => Padding { left: left as usize, right: right as usize, ..Padding::default() },
-                _ => Padding::default(),
-            },
+        let axes = (0..spatial).map(|at| {
+            let axis = Axis { kernel: kernel[at], stride: strides[at], dilation: dilations[at], padding: [0, 0] };
+            let padding = match (mode, &pads) {
+                (2, _) => axis.same(sizes[at], Uneven::After),
+                (3, _) => axis.same(sizes[at], Uneven::Before),
+                // All that come first, then all that come last.
+                (_, Some(pads)) => [pads[at] as usize, pads[spatial + at] as usize],
+                (_, None) => [0, 0],
+            };
+            Axis { padding, ..axis }
+        });
+        Ok(Self { axes: axes.collect(), explicit: mode == 0 })
+    }
+
+    /// The window over the last two axes, the first of which is a single row where there is one axis.
+    pub fn plane(&self) -> (Window2d, Padding) {
+        let [rows, columns] = match self.axes[..] {
+            [columns] => [NO_AXIS, columns],
+            [.., rows, columns] => [rows, columns],
+            [] => [NO_AXIS; 2],
         };
-        Ok(Self { window, padding, explicit: mode == 0 })
+        window([rows, columns])
+    }
+
+    /// The window over the axis before those two.
+    pub fn depth(&self) -> (Window2d, Padding) {
+        window([self.axes[0], NO_AXIS])
     }
 }
 
-/// One number for each of two axes, 1 where the node has no such axis or says nothing.
-fn pair(attributes: &mut Attributes<'_>, name: &'static str, spatial: usize) -> Result<[usize; 2]> {
-    Ok(match attributes.integers(name, spatial, 1..i64::MAX)?.unwrap_or_default()[..] {
-        [rows, columns] => [rows as usize, columns as usize],
-        [columns] => [1, columns as usize],
-        _ => [1, 1],
-    })
+impl Axis {
+    fn same(self, size: usize, uneven: Uneven) -> [usize; 2] {
+        let (window, _) = window([self, NO_AXIS]);
+        let Padding { top, bottom, .. } = Padding::same([size, 1], window, uneven);
+        [top, bottom]
+    }
+}
+
+fn window(axes: [Axis; 2]) -> (Window2d, Padding) {
+    let window = Window2d {
+        kernel: axes.map(|axis| axis.kernel),
+        stride: axes.map(|axis| axis.stride),
+        dilation: axes.map(|axis| axis.dilation),
+    };
+    let [[top, bottom], [left, right]] = axes.map(|axis| axis.padding);
+    (window, Padding { top, left, bottom, right })
+}
+
+/// One number for each axis, 1 where the node says nothing.
+fn each(attributes: &mut Attributes<'_>, name: &'static str, spatial: usize) -> Result<Vec<usize>> {
+    let given = attributes.integers(name, spatial, 1..i64::MAX)?;
+    Ok(given.map_or_else(|| vec![1; spatial], |given| given.into_iter().map(|number| number as usize).collect()))
 }
