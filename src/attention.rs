@@ -15,7 +15,7 @@ use unfused::Unfused;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum Strategy {
     /// Fused where the device has a kernel for it, else unfused; the plan's description says which. Without a fused kernel are
-    /// heads wider than 256 on a GPU, and options that together bind more buffers than the device has.
+    /// heads wider than 512 on a GPU, and options that together bind more buffers than the device has.
     #[default]
     Auto,
     /// matmul, mask_scores, softmax, matmul; scores are stored in f32.

@@ -31,6 +31,8 @@ pub struct CooperativeMatrix {
 pub struct Capabilities {
     /// Where kernels run.
     pub backend: Backend,
+    /// The adapter is a driver that runs shaders on the host's cores.
+    pub software: bool,
     /// WGSL kernels may use f16.
     pub f16: bool,
     /// Least and greatest subgroup size, when subgroup operations work.
@@ -61,6 +63,7 @@ impl Capabilities {
     pub fn baseline() -> Self {
         Self {
             backend: Backend::Gpu,
+            software: false,
             f16: false,
             subgroups: None,
             timestamps: false,

@@ -18,7 +18,10 @@ pub struct Source {
 /// The [`Source`] of a file under `shaders/`, named without its ending.
 macro_rules! wgsl {
     ($name:literal) => {
-        $crate::shader::Source { name: $name, text: include_str!(concat!("../../shaders/", $name, ".wgsl")) }
+        $crate::shader::Source {
+            name: $name,
+            text: include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/shaders/", $name, ".wgsl")),
+        }
     };
 }
 pub(crate) use wgsl;
@@ -59,6 +62,11 @@ impl Shader {
     /// Whether the device needs `SHADER_F16`.
     pub fn needs_f16(&self) -> bool {
         self.constants.iter().any(|(_, constant)| *constant == Constant::Scalar(Dtype::F16))
+    }
+
+    /// Whether the device needs `SUBGROUP`. naga takes subgroup operations as they are; browsers want `enable subgroups;`.
+    pub fn needs_subgroups(&self) -> bool {
+        self.main.text.contains("@builtin(subgroup_")
     }
 
     /// The WGSL that the device compiles.

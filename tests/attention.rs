@@ -67,14 +67,16 @@ fn problems() -> Vec<Problem> {
         problem("window assigned", [1, 2, 2, 40, 70, 8, 8], assigned(window(Some(2), Some(9), None))),
         problem("scale of its own", [1, 2, 2, 17, 17, 16, 16], Attention { scale: Some(-0.75), ..plain }),
         problem("scale of zero", [1, 2, 2, 17, 17, 16, 16], Attention { scale: Some(0.0), ..plain }),
-        problem("wide heads", [1, 2, 1, 9, 17, 320, 300], causal(Causal::TopLeft)),
+        problem("wide heads", [1, 2, 1, 9, 17, 520, 530], causal(Causal::TopLeft)),
         problem("no batch", [0, 2, 2, 3, 3, 8, 8], plain),
         problem("no query", [1, 2, 2, 0, 3, 8, 8], plain),
         problem("no key", [2, 2, 2, 3, 0, 8, 8], plain),
         problem("no head dimension", [1, 2, 2, 3, 5, 0, 8], plain),
         problem("no value dimension", [1, 2, 2, 3, 5, 8, 0], plain),
     ];
-    for (head_dim, head_dim_v) in [(1, 1), (2, 3), (32, 32), (64, 64), (80, 12), (65, 129), (128, 128), (256, 256)] {
+    for (head_dim, head_dim_v) in
+        [(1, 1), (2, 3), (32, 32), (64, 64), (80, 12), (65, 129), (128, 128), (256, 256), (512, 257)]
+    {
         let name = format!("head_dim {head_dim} and {head_dim_v}");
         problems.push(problem(&name, [1, 2, 2, 21, 35, head_dim, head_dim_v], causal(Causal::TopLeft)));
     }
@@ -287,7 +289,7 @@ fn fully_masked_rows(subject: &Subject) -> Verdict {
 fn wide_heads_are_unfused(subject: &Subject) -> Verdict {
     let options = PlanOptions::default();
     let native = subject.device.capabilities().backend == Backend::Cpu;
-    for (head_dim, head_dim_v, narrow) in [(256, 256, true), (257, 16, false), (16, 257, false)] {
+    for (head_dim, head_dim_v, narrow) in [(512, 512, true), (513, 16, false), (16, 513, false)] {
         let problem = problem("wide", [1, 1, 1, 4, 4, head_dim, head_dim_v], Attention::default());
         let ops = |options: &PlanOptions| -> regard::Result<Vec<_>> {
             let steps = Plan::preview(&subject.device, &graph(&problem, Strategy::Auto), options)?.steps;

@@ -307,6 +307,7 @@ impl Turned {
             Layout::HeadsFirst => vec![2, 2, 3, dim],
             Layout::SeqFirst => vec![2, 3, 2, dim],
             Layout::Merged { heads } => vec![2, 3, heads * dim],
+            Layout::Joined { .. } => unreachable!("append_kv takes none"),
         };
         let mut input = |name: &str, shape: &[usize]| graph.input(name, desc(Dtype::F32, shape));
         let (k, v) = (input("k", &new(4))?, input("v", &new(5))?);

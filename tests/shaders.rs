@@ -42,6 +42,29 @@ fn every_specialisation_is_valid_and_agrees_with_the_host() {
     assert!(seen.len() > 100, "only {} launches were found", seen.len());
 }
 
+/// Tiles of attention are a function of the device's limits: 128 invocations are enough, whatever the workgroup memory.
+#[test]
+fn attention_fits_devices_with_few_invocations() {
+    let least = Capabilities { invocations: 128, subgroups: Some((32, 32)), ..Capabilities::baseline_f16() };
+    let memories = [16 << 10, 32 << 10, 48 << 10];
+    let mut seen = HashSet::new();
+    for (workgroup_memory, software) in memories.into_iter().flat_map(|memory| [(memory, false), (memory, true)]) {
+        let capabilities = Capabilities { workgroup_memory, software, storage_buffers: 32, ..least.clone() };
+        for case in cases(Some("attention_fused"), None) {
+            let offered = case.op.techniques(&case.descs(), &capabilities);
+            assert!(offered.len() >= 2, "case `{}`: {offered:?}", case.name);
+            for technique in offered {
+                let Technique::Gpu(launch) = &technique else { panic!("{} is native", technique.name()) };
+                if !seen.insert((launch.shader.clone(), workgroup_memory)) {
+                    continue;
+                }
+                let checked = wgsl::check(launch, &capabilities);
+                assert_eq!(checked, Ok(()), "case `{}`, {}, {workgroup_memory} bytes", case.name, technique.name());
+            }
+        }
+    }
+}
+
 #[test]
 fn every_case_has_a_gpu_technique_at_the_baseline() {
     for case in cases(None, None) {

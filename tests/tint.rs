@@ -35,7 +35,9 @@ fn every_specialisation() -> Result<Completion, Failed> {
     for (device, capabilities) in devices() {
         for (words, launch) in launches(&capabilities) {
             if seen.insert(launch.shader.clone()) {
-                shaders.push(json!({ "name": format!("{words}, {device}"), "code": launch.shader.text()? }));
+                let enable = if launch.shader.needs_subgroups() { "enable subgroups;\n" } else { "" };
+                let code = format!("{enable}{}", launch.shader.text()?);
+                shaders.push(json!({ "name": format!("{words}, {device}"), "code": code }));
             }
         }
     }

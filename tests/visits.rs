@@ -14,8 +14,8 @@ use regard::compare::{NanMeans, Tolerance, compare};
 use regard::mask::Masking;
 use regard::op::{Cost, CpuKernel, Op, Rows, Technique, Update};
 use regard::ops::{AttentionFused, ScoreRule};
-use regard::shader::Source;
-use regard::{Causal, Dtype, Graph, HostTensor, Plan, Result, TensorDesc, Window};
+use regard::shader::{Constant, Source};
+use regard::{Causal, Dtype, Graph, HostTensor, Plan, PlanOptions, Result, TensorDesc, Window};
 
 /// What a trial is called, and what it does.
 type Named = (&'static str, fn(&Subject) -> Verdict);
@@ -33,9 +33,6 @@ fn main() -> ExitCode {
 }
 
 const HEAD_DIM: usize = 16;
-/// Query rows and keys of a tile of `attention_fused`.
-const TILE: u64 = 32;
-
 const COUNTED: Source = Source {
     name: "lib/kv_counted",
     text: "
@@ -52,6 +49,14 @@ fn k_at(row: u32, d: u32) -> f32 {
 fn v_at(row: u32, d: u32) -> f32 {
     atomicAdd(&loads[1], 1u);
     return f32(v[row * VALUE_DIM + d]);
+}
+
+fn k_four(row: u32, d: u32) -> vec4<f32> {
+    return vec4(k_at(row, d), k_at(row, d + 1u), k_at(row, d + 2u), k_at(row, d + 3u));
+}
+
+fn v_four(row: u32, d: u32) -> vec4<f32> {
+    return vec4(v_at(row, d), v_at(row, d + 1u), v_at(row, d + 2u), v_at(row, d + 3u));
 }
 ",
 };
@@ -91,8 +96,8 @@ impl Op for Counted {
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {
         let counted = |technique| match technique {
             Technique::Gpu(mut launch) => {
-                let plain = launch.shader.libraries.iter_mut().find(|library| library.name == "lib/kv_plain");
-                *plain.expect("f32 keys are read by kv_plain") = COUNTED;
+                let vectors = launch.shader.libraries.iter_mut().find(|library| library.name == "lib/kv_vectors");
+                *vectors.expect("rows of 16 f32 are read by kv_vectors") = COUNTED;
                 launch.bindings.outputs.push(COUNTER_BINDING);
                 Technique::Gpu(launch)
             }
@@ -129,8 +134,22 @@ impl Problem {
         qkv.iter().zip(1..).map(|(input, seed)| input.draw(seed)).chain(self.tensors.clone()).collect()
     }
 
+    /// Names of the techniques that are offered, with the query rows of their tiles.
+    fn techniques(&self, subject: &Subject) -> Vec<(&'static str, u64)> {
+        let descs: Vec<TensorDesc> = self.values().iter().map(|value| value.desc().clone()).collect();
+        let queries = |technique: &Technique| match technique {
+            Technique::Gpu(launch) => match launch.shader.constants.iter().find(|(name, _)| *name == "QUERIES") {
+                Some((_, Constant::U32(queries))) => u64::from(*queries),
+                _ => panic!("{} does not say how many rows a tile has", technique.name()),
+            },
+            Technique::Cpu(_) => 1,
+        };
+        let offered = self.op().techniques(&descs, subject.device.capabilities());
+        offered.iter().map(|technique| (technique.name(), queries(technique))).collect()
+    }
+
     /// The output, and how many elements of k and of v were read.
-    fn run(&self, subject: &Subject) -> Result<[HostTensor; 2]> {
+    fn run(&self, subject: &Subject, technique: &str) -> Result<[HostTensor; 2]> {
         let values = self.values();
         let names: Vec<String> = (0..values.len()).map(|index| format!("input {index}")).collect();
         let mut graph = Graph::new();
@@ -140,22 +159,23 @@ impl Problem {
         graph.output("y", outputs[0])?;
         graph.output("loads", outputs[1])?;
         let given: Vec<_> = names.iter().map(String::as_str).zip(&values).collect();
-        let mut outputs = Plan::new(&subject.device, &graph)?.run(&given)?;
+        let options = PlanOptions { techniques: vec![("attention_counted".into(), technique.into())] };
+        let mut outputs = Plan::with_options(&subject.device, &graph, &options)?.run(&given)?;
         Ok(["y", "loads"].map(|name| outputs.remove(name).expect("it was named")))
     }
 
     /// Rows of k and of v that were read, elements divided by the size of a row.
-    fn rows_read(&self, subject: &Subject) -> std::result::Result<[u64; 2], libtest_mimic::Failed> {
-        let [_, loads] = self.run(subject)?;
+    fn rows_read(&self, subject: &Subject, technique: &str) -> std::result::Result<[u64; 2], libtest_mimic::Failed> {
+        let [_, loads] = self.run(subject, technique)?;
         let loads = loads.as_u32().expect("the counters are u32");
         assert!(loads.iter().all(|load| load % HEAD_DIM as u32 == 0), "{loads:?}: whole rows are read");
         Ok([0, 1].map(|tensor| u64::from(loads[tensor]) / HEAD_DIM as u64))
     }
 
     /// What would be read if every tile of queries read every key.
-    fn all(&self) -> u64 {
+    fn all(&self, queries: u64) -> u64 {
         let [batch, heads, _, seq_q, seq_kv] = self.sizes;
-        (batch * heads) as u64 * (seq_q as u64).div_ceil(TILE) * seq_kv as u64
+        (batch * heads) as u64 * (seq_q as u64).div_ceil(queries) * seq_kv as u64
     }
 }
 
@@ -163,16 +183,20 @@ fn computes(subject: &Subject) -> Verdict {
     let problem = Problem::new([2, 4, 2, 3, 70], Masking { causal: Some(Causal::BottomRight), ..Masking::default() });
     let values = problem.values();
     let wanted = problem.op().reference(&values.iter().collect::<Vec<_>>(), Rows::All).remove(0);
-    let [y, _] = problem.run(subject)?;
-    let comparison = compare(&y, &wanted, Tolerance::of_scale(1e-5), NanMeans::Nan);
-    assert!(comparison.passed(), "{comparison}");
+    for (technique, _) in problem.techniques(subject) {
+        let [y, _] = problem.run(subject, technique)?;
+        let comparison = compare(&y, &wanted, Tolerance::of_scale(1e-5), NanMeans::Nan);
+        assert!(comparison.passed(), "{technique}: {comparison}");
+    }
     Ok(Completion::Completed)
 }
 
 fn dense(subject: &Subject) -> Verdict {
     for sizes in [[1, 1, 1, 32, 32], [2, 3, 3, 70, 101], [1, 2, 1, 33, 7]] {
         let problem = Problem::new(sizes, Masking::default());
-        assert_eq!(problem.rows_read(subject)?, [problem.all(); 2], "{sizes:?}");
+        for (technique, queries) in problem.techniques(subject) {
+            assert_eq!(problem.rows_read(subject, technique)?, [problem.all(queries); 2], "{technique}: {sizes:?}");
+        }
     }
     Ok(Completion::Completed)
 }
@@ -181,10 +205,11 @@ fn causal(subject: &Subject) -> Verdict {
     for causal in [Causal::TopLeft, Causal::BottomRight] {
         let masking = Masking { causal: Some(causal), ..Masking::default() };
         let problem = Problem::new([1, 1, 1, 4096, 4096], masking);
-        let share = share(&problem, subject)?;
-        assert!(share <= 0.6, "{causal:?}: {share}");
-        // Half of the tiles, and the diagonal's.
-        assert!((share - 0.5).abs() < 0.01, "{causal:?}: {share}");
+        for (technique, share) in shares(&problem, subject)? {
+            assert!(share <= 0.6, "{technique}, {causal:?}: {share}");
+            // Half of the tiles, and the diagonal's.
+            assert!((share - 0.5).abs() < 0.02, "{technique}, {causal:?}: {share}");
+        }
     }
     Ok(Completion::Completed)
 }
@@ -193,16 +218,24 @@ fn window(subject: &Subject) -> Verdict {
     for right in [Some(0), Some(256)] {
         let window = Some(Window { left: Some(256), right, align: None });
         let problem = Problem::new([1, 1, 1, 16_384, 16_384], Masking { window, ..Masking::default() });
-        let share = share(&problem, subject)?;
-        assert!(share < 0.05, "right {right:?}: {share}");
+        for (technique, share) in shares(&problem, subject)? {
+            assert!(share < 0.05, "{technique}, right {right:?}: {share}");
+        }
     }
     Ok(Completion::Completed)
 }
 
-fn share(problem: &Problem, subject: &Subject) -> std::result::Result<f64, libtest_mimic::Failed> {
-    let [k, v] = problem.rows_read(subject)?;
-    assert_eq!(k, v);
-    Ok(k as f64 / problem.all() as f64)
+/// Which share of all keys each technique reads.
+fn shares(
+    problem: &Problem,
+    subject: &Subject,
+) -> std::result::Result<Vec<(&'static str, f64)>, libtest_mimic::Failed> {
+    let share = |(technique, queries)| {
+        let [k, v] = problem.rows_read(subject, technique)?;
+        assert_eq!(k, v, "{technique}");
+        Ok((technique, k as f64 / problem.all(queries) as f64))
+    };
+    problem.techniques(subject).into_iter().map(share).collect()
 }
 
 fn lengths(subject: &Subject) -> Verdict {
@@ -212,20 +245,25 @@ fn lengths(subject: &Subject) -> Verdict {
         problem.rule.has_lengths = true;
         problem.tensors.push(HostTensor::u32(&[3], lengths.to_vec())?);
         let wanted = kv_heads as u64 * u64::from(lengths.iter().sum::<u32>());
-        for read in problem.rows_read(subject)? {
-            assert!(read as f64 <= 1.1 * wanted as f64, "{heads} heads on {kv_heads}: {read} rows, {wanted} exist");
+        for (technique, _) in problem.techniques(subject) {
+            for read in problem.rows_read(subject, technique)? {
+                let few = read as f64 <= 1.1 * wanted as f64;
+                assert!(few, "{technique}, {heads} heads on {kv_heads}: {read} rows, {wanted} exist");
+            }
         }
     }
     Ok(Completion::Completed)
 }
 
-/// A mask of blocks of 64 × 64, every other of which is hidden.
+/// A mask of blocks of 128 × 128, every other of which is hidden.
 fn masked(subject: &Subject) -> Verdict {
     let mut problem = Problem::new([1, 2, 2, 256, 256], Masking::default());
     problem.rule.has_mask = true;
-    let seen = (0..256 * 256).map(|at| (at / 256 / 64 + at % 256 / 64) % 2 == 0);
+    let seen = (0..256 * 256).map(|at| (at / 256 / 128 + at % 256 / 128) % 2 == 0);
     problem.tensors.push(HostTensor::bool(&[256, 256], seen.collect())?);
-    assert_eq!(problem.rows_read(subject)?, [problem.all() / 2; 2]);
+    for (technique, queries) in problem.techniques(subject) {
+        assert_eq!(problem.rows_read(subject, technique)?, [problem.all(queries) / 2; 2], "{technique}");
+    }
     // The control: a mask of single keys hides no tile.
     problem.tensors = vec![
         CaseInput {
@@ -234,6 +272,8 @@ fn masked(subject: &Subject) -> Verdict {
         }
         .draw(1),
     ];
-    assert_eq!(problem.rows_read(subject)?, [problem.all(); 2]);
+    for (technique, queries) in problem.techniques(subject) {
+        assert_eq!(problem.rows_read(subject, technique)?, [problem.all(queries); 2], "{technique}");
+    }
     Ok(Completion::Completed)
 }

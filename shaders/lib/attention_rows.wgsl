@@ -1,16 +1,49 @@
-// The rows of a tile of attention_fused: which head and query each is, and where it lies among those of q and o.
+// The rows of a tile of the techniques of attention_fused: which head and query each is, where it lies among those of q and o,
+// and which keys some of them may look at.
 
 struct Tile {
     s: Sequence,
     batch: u32,
     head: u32, // the first
     first_row: u32, // of the sequence
-    rows: u32, // of the output that it writes, those without a query as zeros
+    rows: u32, // of the output that it writes, those without a query as zeros; none where there is no tile
     length: u32, // keys that exist
     q_start: u32, // row of the tile's first query
     o_start: u32, // row of its output
     kv_origin: u32, // first key of the sequence among those that a block table names
     kv_start: u32, // row of the first key and value
+}
+
+// Tile of the workgroup with this number.
+fn tile_at(workgroup: u32) -> Tile {
+    let groups = params.heads / HEADS_PER_TILE;
+    let head = workgroup / params.parts % groups * HEADS_PER_TILE;
+    let batch = workgroup / params.parts / groups;
+    if batch >= params.batch {
+        return Tile(no_sequence(0u), batch, head, 0u, 0u, 0u, 0u, 0u, 0u, 0u);
+    }
+    let mine = part(batch, workgroup % params.parts, QUERIES);
+    let s = mine.s;
+    // Without a query there is nothing to look at.
+    let length = select(s.k_count, 0u, mine.first >= s.q_count);
+    let q_start = batch * params.q_batch + head * params.q_head + (s.q_begin + mine.first) * params.q_row;
+    let o_start = batch * params.o_batch + head * params.q_head + (s.q_begin + mine.first) * params.o_row;
+    let kv_batch = key_batch(s.index);
+    let kv_head = head / (params.heads / params.kv_heads);
+    let rows = select(mine.rows, HEADS_PER_TILE * params.rows_per_head, HEADS_PER_TILE > 1u && mine.rows > 0u);
+    return Tile(
+        s, batch, head, mine.first, rows, length, q_start, o_start, kv_origin(kv_batch, s.k_begin),
+        kv_start(kv_batch, kv_head, s.k_begin));
+}
+
+// Keys that some row of the tile may look at: the first, a multiple of KEYS, and the end.
+fn keys_of(tile: Tile) -> vec2<u32> {
+    let shift = band_shift(tile.s);
+    let rows_of_a_head = select(QUERIES, params.rows_per_head, HEADS_PER_TILE > 1u);
+    let last_row = i32(min(tile.first_row + rows_of_a_head, tile.s.q_count)) - 1;
+    let begin = clamp(i32(tile.first_row) + params.visit_lower + shift, 0, i32(tile.length));
+    let end = clamp(last_row + params.visit_upper + shift + 1, 0, i32(tile.length));
+    return vec2(u32(begin) / KEYS * KEYS, u32(end));
 }
 
 // Head of a row of the tile.
@@ -31,6 +64,34 @@ fn place_of(tile: Tile, row: u32) -> u32 {
 // Where it lies among those of o.
 fn output_place_of(tile: Tile, row: u32) -> u32 {
     return tile.o_start + (head_of(tile, row) - tile.head) * params.q_head + (query_of(tile, row) - tile.first_row) * params.o_row;
+}
+
+// Four elements of a query; zero for rows and dimensions past the end.
+fn q_part(tile: Tile, row: u32, d: u32) -> vec4<f32> {
+    if row >= tile.rows || query_of(tile, row) >= tile.s.q_count || d >= HEAD_DIM {
+        return vec4<f32>();
+    }
+    return q_four(place_of(tile, row), d);
+}
+
+// Four elements of a key whose rows are staged; zero for keys and dimensions past the end.
+fn k_part(tile: Tile, key: u32, d: u32) -> vec4<f32> {
+    if key >= tile.length || d >= HEAD_DIM {
+        return vec4<f32>();
+    }
+    return k_four(staged_row(tile.kv_origin, tile.kv_start, key), d);
+}
+
+// The same of a value.
+fn v_part(tile: Tile, key: u32, d: u32) -> vec4<f32> {
+    if key >= tile.length || d >= VALUE_DIM {
+        return vec4<f32>();
+    }
+    return v_four(staged_row(tile.kv_origin, tile.kv_start, key), d);
+}
+
+fn finite(values: vec4<f32>) -> vec4<bool> {
+    return vec4(is_finite(values.x), is_finite(values.y), is_finite(values.z), is_finite(values.w));
 }
 
 fn store(tile: Tile, row: u32, d: u32, values: vec4<f32>) {

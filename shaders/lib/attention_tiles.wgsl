@@ -1,83 +1,68 @@
-// Queries, keys and values of attention_fused on their way into workgroup memory, queries and keys transposed.
+// Queries, keys, values and weights of attention_fused in workgroup memory, queries and keys transposed.
 //
-// Rows, keys and dimensions past the end read as zero. With GUARDED, so do NaN and infinity in a value, and `poison` adds
-// them for the rows that look at their key.
+// Rows, keys and dimensions past the end read as zero.
 
-var<workgroup> wg_q: array<vec4<f32>, CHUNK * EDGE>; // [dimension][row / 4]
-var<workgroup> wg_tile: array<vec4<f32>, CHUNK * EDGE>; // keys [dimension][key / 4], then values [key][dimension / 4]
-var<workgroup> wg_poisoned: atomic<u32>; // the value tile holds a NaN or infinity
+// A vector more than a row needs, so that lanes that write to neighbouring rows meet other banks.
+const ROW_STRIDE: u32 = 2u * EDGE_Y + 1u;
+const KEY_STRIDE: u32 = 2u * EDGE_X + 1u;
+const KEYS_AT: u32 = CHUNK * ROW_STRIDE;
+const VALUES_AT: u32 = KEYS * ROW_STRIDE;
 
-fn q_element(tile: Tile, row: u32, d: u32) -> f32 {
-    if row >= tile.rows || query_of(tile, row) >= tile.s.q_count || d >= HEAD_DIM {
-        return 0.0;
-    }
-    return q_at(place_of(tile, row), d);
+// First queries [dimension][row / 4] and keys [dimension][key], in an order of their own; then, in the same place, weights
+// [key][row / 4] and values [key][dimension / 4], where the rows' maxima and sums are before.
+var<workgroup> wg_tile: array<vec4<f32>, max(KEYS_AT + CHUNK * KEY_STRIDE, VALUES_AT + KEY_SLICE * 2u * EDGE_X)>;
+var<workgroup> wg_poisoned: atomic<u32>; // a value of the key tile is NaN or infinite
+
+fn keep(at: u32, stride: u32, columns: mat4x4<f32>) {
+    wg_tile[at] = columns[0];
+    wg_tile[at + stride] = columns[1];
+    wg_tile[at + 2u * stride] = columns[2];
+    wg_tile[at + 3u * stride] = columns[3];
 }
 
-fn k_element(tile: Tile, key: u32, d: u32) -> f32 {
-    if key >= tile.length || d >= HEAD_DIM {
-        return 0.0;
-    }
-    return k_at(staged_row(tile.kv_origin, tile.kv_start, key), d);
-}
-
-// CHUNK dimensions of the query rows and of one key tile.
+// CHUNK dimensions of the query rows and of one key tile, in blocks of 4 × 4.
 fn stage_scores(tile: Tile, first_key: u32, first_d: u32, lane: u32) {
-    for (var i = lane; i < CHUNK * EDGE; i += LANES) {
-        let d = first_d + i % CHUNK;
-        let row = 4u * (i / CHUNK);
-        let key = first_key + row;
-        let at = i % CHUNK * EDGE + i / CHUNK;
-        wg_q[at] = vec4(
-            q_element(tile, row, d), q_element(tile, row + 1u, d), q_element(tile, row + 2u, d), q_element(tile, row + 3u, d));
-        wg_tile[at] = vec4(
-            k_element(tile, key, d), k_element(tile, key + 1u, d), k_element(tile, key + 2u, d), k_element(tile, key + 3u, d));
+    for (var i = lane; i < 2u * EDGE_Y * (CHUNK / 4u); i += LANES) {
+        let d = i % (CHUNK / 4u) * 4u;
+        let row = i / (CHUNK / 4u) * 4u;
+        keep(d * ROW_STRIDE + row / 4u, ROW_STRIDE, transpose(mat4x4<f32>(
+            q_part(tile, row, first_d + d),
+            q_part(tile, row + 1u, first_d + d),
+            q_part(tile, row + 2u, first_d + d),
+            q_part(tile, row + 3u, first_d + d),
+        )));
+    }
+    for (var i = lane; i < 2u * EDGE_X * (CHUNK / 4u); i += LANES) {
+        let d = i % (CHUNK / 4u) * 4u;
+        let slot = i / (CHUNK / 4u);
+        // The keys of a lane are EDGE_X apart.
+        let key = first_key + slot % EDGE_X + slot / EDGE_X * 4u * EDGE_X;
+        keep(KEYS_AT + d * KEY_STRIDE + slot, KEY_STRIDE, transpose(mat4x4<f32>(
+            k_part(tile, key, first_d + d),
+            k_part(tile, key + EDGE_X, first_d + d),
+            k_part(tile, key + 2u * EDGE_X, first_d + d),
+            k_part(tile, key + 3u * EDGE_X, first_d + d),
+        )));
     }
 }
 
-fn v_element(at: u32, d: u32) -> f32 {
-    if d >= VALUE_DIM {
-        return 0.0;
-    }
-    return v_at(at, d);
+// Weights, or scores, of four keys, EDGE_X apart, for four rows.
+fn keep_weights(at: u32, columns: mat4x4<f32>) {
+    keep(at, EDGE_X * ROW_STRIDE, columns);
 }
 
-// CHUNK dimensions of one value tile.
+fn kept_weights(at: u32) -> mat4x4<f32> {
+    let stride = EDGE_X * ROW_STRIDE;
+    return mat4x4<f32>(wg_tile[at], wg_tile[at + stride], wg_tile[at + 2u * stride], wg_tile[at + 3u * stride]);
+}
+
+// WIDTH dimensions of the values of KEY_SLICE keys.
 fn stage_values(tile: Tile, first_key: u32, first_d: u32, lane: u32) {
-    for (var i = lane; i < KEYS * EDGE; i += LANES) {
-        let key = first_key + i / EDGE;
-        let d = first_d + 4u * (i % EDGE);
-        var values = vec4<f32>();
-        if key < tile.length {
-            let at = staged_row(tile.kv_origin, tile.kv_start, key);
-            values = vec4(v_element(at, d), v_element(at, d + 1u), v_element(at, d + 2u), v_element(at, d + 3u));
+    for (var i = lane; i < KEY_SLICE * 2u * EDGE_X; i += LANES) {
+        let values = v_part(tile, first_key + i / (2u * EDGE_X), first_d + 4u * (i % (2u * EDGE_X)));
+        if GUARDED && !all(finite(values)) {
+            atomicStore(&wg_poisoned, 1u);
         }
-        if GUARDED {
-            let finite = vec4(is_finite(values.x), is_finite(values.y), is_finite(values.z), is_finite(values.w));
-            if !all(finite) {
-                atomicStore(&wg_poisoned, 1u);
-            }
-            values = select(vec4<f32>(), values, finite);
-        }
-        wg_tile[i] = values;
+        wg_tile[VALUES_AT + i] = values;
     }
-}
-
-// Weight times value for what stage_values left out, where the weight is not zero: one row, four dimensions.
-fn poison(tile: Tile, first_key: u32, first_d: u32, row: u32) -> vec4<f32> {
-    var sum = vec4<f32>();
-    for (var key = 0u; key < KEYS; key++) {
-        let weight = wg_p[key * EDGE + row / 4u][row % 4u];
-        if weight == 0.0 {
-            continue;
-        }
-        let at = kv_row(tile.kv_origin, tile.kv_start, first_key + key);
-        for (var i = 0u; i < 4u; i++) {
-            let value = v_element(at, first_d + i);
-            if !is_finite(value) {
-                sum[i] += weight * value;
-            }
-        }
-    }
-    return sum;
 }

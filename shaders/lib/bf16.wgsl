@@ -11,3 +11,8 @@ fn bf16_rounded(value: f32) -> u32 {
     let rounded = (bits + 0x7fffu + ((bits >> 16u) & 1u)) >> 16u;
     return select(rounded, (bits >> 16u) | 0x40u, is_nan(value));
 }
+
+// The four elements of two words.
+fn bf16_four(low: u32, high: u32) -> vec4<f32> {
+    return bitcast<vec4<f32>>(vec4(low << 16u, low & 0xffff0000u, high << 16u, high & 0xffff0000u));
+}

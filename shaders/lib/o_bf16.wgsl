@@ -1,5 +1,5 @@
 // An output in bf16, two to a word, with an even number of elements in a row: no word belongs to two rows.
-// Alternatives: o_plain, o_bf16_odd.
+// Alternatives: o_plain, o_vectors, o_bf16_odd.
 const_assert VALUE_DIM % 2u == 0u;
 
 @group(0) @binding(4) var<storage, read_write> o: array<u32>;

@@ -1,4 +1,4 @@
-// An output of a type that WGSL has. Alternatives: o_bf16, o_bf16_odd.
+// An output of a type that WGSL has. Alternatives: o_vectors, o_bf16, o_bf16_odd.
 alias OElem = f32; // host
 
 @group(0) @binding(4) var<storage, read_write> o: array<OElem>;

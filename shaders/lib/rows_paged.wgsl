@@ -22,8 +22,8 @@ fn kv_row(origin: u32, start: u32, key: u32) -> u32 {
 
 // Looks up a key tile's rows once, for staged_row to find after a barrier.
 fn stage_rows(origin: u32, start: u32, first_key: u32, length: u32, lane: u32) {
-    if lane < KEYS && first_key + lane < length {
-        wg_kv_rows[lane] = kv_row(origin, start, first_key + lane);
+    for (var i = lane; i < KEYS && first_key + i < length; i += LANES) {
+        wg_kv_rows[i] = kv_row(origin, start, first_key + i);
     }
 }
 

@@ -114,6 +114,7 @@ pub(super) fn capabilities(adapter: &wgpu::Adapter, features: wgpu::Features, li
     });
     Capabilities {
         backend: Backend::Gpu,
+        software: info.device_type == wgpu::DeviceType::Cpu,
         f16: features.contains(wgpu::Features::SHADER_F16),
         subgroups: subgroups.then_some((info.subgroup_min_size, info.subgroup_max_size)),
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),

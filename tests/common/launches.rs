@@ -7,7 +7,7 @@ use regard::verify::cases;
 /// Devices from the least to a roomy one; techniques may differ between them.
 pub fn devices() -> [(&'static str, Capabilities); 3] {
     let roomy = Capabilities {
-        subgroups: Some((8, 64)),
+        subgroups: Some((4, 128)),
         timestamps: true,
         workgroup_memory: 48 << 10,
         invocations: 1024,

@@ -86,7 +86,7 @@ impl Problem {
     pub fn fuses(&self, device: &Device) -> bool {
         let graph = graph(self, Strategy::Fused);
         let bound = graph.inputs().count() + graph.outputs().count();
-        let wide = self.q.last().max(self.v.last()) > Some(&256);
+        let wide = self.q.last().max(self.v.last()) > Some(&512);
         let gpu = device.capabilities().backend == Backend::Gpu;
         bound <= device.capabilities().storage_buffers as usize && !(wide && gpu)
     }

@@ -14,7 +14,13 @@ pub fn check(launch: &Launch, capabilities: &Capabilities) -> Result<(), String>
     if f16 && !capabilities.f16 {
         return Err("it needs f16, which these capabilities lack".into());
     }
-    let features = if f16 { Features::SHADER_FLOAT16 } else { Features::empty() };
+    let subgroups = launch.shader.needs_subgroups();
+    if subgroups && capabilities.subgroups.is_none() {
+        return Err("it needs subgroups, which these capabilities lack".into());
+    }
+    let mut features = Features::empty();
+    features.set(Features::SHADER_FLOAT16, f16);
+    features.set(Features::SUBGROUP, subgroups);
     (Validator::new(ValidationFlags::all(), features).validate(&module))
         .map_err(|error| error.emit_to_string(&text))?;
     workgroup(&module, capabilities)?;

@@ -1,5 +1,5 @@
-//! Sizes around the tiles, head dimensions from 1 to 256, grouped heads, every mask kind, every storage and layout, large
-//! scores, poison, zero sizes.
+//! Sizes around the tiles, head dimensions from 1 to 512, grouped heads, every mask kind, every storage and layout, scores of
+//! four magnitudes, poison, zero sizes.
 
 mod joined;
 
@@ -19,8 +19,28 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
         for (seq_q, seq_kv) in [(1, 1), (7, 31), (8, 32), (9, 33), (31, 129), (32, 64), (33, 7), (65, 101)] {
             cases.push(plain([1, 2, 2, seq_q, seq_kv, 16, 16], 1.0));
         }
-        for (head_dim, head_dim_v) in [(1, 1), (3, 5), (31, 33), (40, 40), (80, 12), (64, 128), (128, 129), (256, 256)]
-        {
+        // Rows and keys of the other tiles, and one more or less.
+        for (seq_q, seq_kv) in [(15, 17), (16, 16), (17, 15), (63, 65), (64, 128), (127, 63), (128, 64), (129, 127)] {
+            cases.push(plain([1, 1, 1, seq_q, seq_kv, 16, 16], 1.0));
+        }
+        // Scores of about 1e-3, 1, 30 and 1e4.
+        for deviation in [0.0316, 1.0, 5.48, 100.0] {
+            cases.push(plain([1, 2, 1, 65, 130, 64, 64], deviation));
+        }
+        for (head_dim, head_dim_v) in [
+            (1, 1),
+            (3, 5),
+            (31, 33),
+            (40, 40),
+            (80, 12),
+            (64, 128),
+            (128, 129),
+            (256, 256),
+            (257, 9),
+            (12, 300),
+            (511, 512),
+            (512, 512),
+        ] {
             cases.push(plain([1, 1, 1, 35, 37, head_dim, head_dim_v], 1.0));
         }
         cases.push(plain([2, 6, 2, 33, 40, 24, 24], 1.0));

@@ -1,7 +1,7 @@
 //! The reference against numbers worked out by hand.
 
 use super::*;
-use crate::mask::{Causal, Masking, Window};
+use crate::mask::{Causal, Fill, Masking, Window};
 use crate::ops::mask_cases::MaskCase;
 use crate::ops::operands::Layout;
 
