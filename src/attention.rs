@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::mask::{Causal, Fill, Masking, Window};
 use crate::ops::{AttentionFused, Layout, Operands, ScoreMasks, Sizes};
+use crate::precision::Precision;
 use lowering::Unfuse;
 use unfused::Unfused;
 
@@ -77,6 +78,8 @@ pub struct Attention {
     pub block_table: Option<Tensor>,
     /// What a masked score becomes.
     pub fill: Fill,
+    /// Whether operands may be rounded to f16 for the products; the fused kernels only.
+    pub precision: Precision,
     /// How it is computed.
     pub strategy: Strategy,
 }
@@ -162,7 +165,8 @@ impl Graph {
         let (rule, tensors) = options.masks().rule();
         let has_sinks = options.sinks.is_some();
         let returns_lse = returns == Returns::OutputAndSums;
-        let op = AttentionFused { scale, rule, operands: options.operands(), has_sinks, returns_lse };
+        let (operands, precision) = (options.operands(), options.precision);
+        let op = AttentionFused { scale, rule, operands, has_sinks, returns_lse, precision };
         let operands = qkv.into_iter().chain(options.stored());
         let inputs: Vec<_> = operands.chain(options.sinks).chain(tensors).collect();
         let lowerings = match options.strategy {

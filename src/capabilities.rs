@@ -76,6 +76,18 @@ impl Capabilities {
         }
     }
 
+    /// Edge of the largest square cooperative matrices that multiply f16 and accumulate f32 and that WGSL has, 16 or 8.
+    /// They belong to a subgroup, so there is none without subgroups.
+    pub fn matrix_edge(&self) -> Option<u32> {
+        let fits = |edge: u32| {
+            move |matrix: &&CooperativeMatrix| {
+                [matrix.m, matrix.n, matrix.k] == [edge; 3] && matrix.factors == "f16" && matrix.accumulator == "f32"
+            }
+        };
+        let usable = self.f16 && self.subgroups.is_some();
+        [16, 8].into_iter().find(|&edge| usable && self.cooperative.iter().any(|matrix| fits(edge)(&matrix)))
+    }
+
     /// The baseline with f16, the most that any kernel so far asks for.
     pub fn baseline_f16() -> Self {
         Self { f16: true, ..Self::baseline() }

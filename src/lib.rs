@@ -27,6 +27,7 @@
 //! | [`weights`] | tensors from safetensors files |
 //! | [`mask`] | causality, windows, and what a masked score becomes |
 //! | [`capabilities`] | what a device can do, as data |
+//! | [`precision`] | how exactly an op multiplies |
 //! | [`shader`] | a kernel file, its library files and the constants that the host sets: the pipeline key |
 //! | [`op`] | the trait [`Op`](op::Op) and what a technique is |
 //! | [`graph`] | what to compute, and what a plan may compute in its place; knows no concrete op |
@@ -74,6 +75,7 @@ mod npy;
 pub mod op;
 pub mod ops;
 pub mod plan;
+pub mod precision;
 pub mod reference;
 mod schedule;
 pub mod shader;
@@ -90,4 +92,5 @@ pub use graph::{Graph, Tensor};
 pub use mask::{Causal, Fill, Window};
 pub use ops::Layout;
 pub use plan::{Plan, PlanOptions, RunOptions};
+pub use precision::Precision;
 pub use tensor::{Dtype, HostTensor, TensorDesc};

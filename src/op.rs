@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use crate::capabilities::Capabilities;
 use crate::error::Result;
+use crate::precision::Precision;
 use crate::shader::{Params, Shader};
 use crate::tensor::{HostTensor, TensorDesc, View, ViewMut};
 
@@ -124,6 +125,14 @@ impl Technique {
         match self {
             Self::Gpu(launch) => launch.shader.main.name,
             Self::Cpu(kernel) => kernel.name,
+        }
+    }
+
+    /// How exactly it multiplies.
+    pub fn precision(&self) -> Precision {
+        match self {
+            Self::Gpu(launch) => launch.shader.precision(),
+            Self::Cpu(_) => Precision::Full,
         }
     }
 }

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Origin, Tensor};
 use crate::memory::{Lifetime, assign};
 use crate::op::{Cost, Op, Technique};
+use crate::precision::Precision;
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
 
 /// Choices that override the default ones.
@@ -319,6 +320,8 @@ pub struct StepDescription {
     /// The op of the graph that this step computes together with others, such as `attention_fused` on a device that has no
     /// technique of it.
     pub instead_of: Option<&'static str>,
+    /// Whether operands are rounded to f16 for the products; only where the graph allows it.
+    pub precision: Precision,
     /// What goes in.
     pub inputs: Vec<TensorDesc>,
     /// What comes out.
@@ -330,12 +333,11 @@ pub struct StepDescription {
 }
 
 impl StepDescription {
-    /// Such as `softmax_row`, or `softmax_row for attention_fused`.
+    /// Such as `softmax_row`, `softmax_row for attention_fused`, or `matmul_coop (products in f16)`.
     pub(crate) fn technique_and_reason(&self) -> String {
-        match self.instead_of {
-            None => self.technique.to_owned(),
-            Some(op) => format!("{} for {op}", self.technique),
-        }
+        let instead_of = self.instead_of.map_or(String::new(), |op| format!(" for {op}"));
+        let rounded = if self.precision == Precision::Half { " (products in f16)" } else { "" };
+        format!("{}{instead_of}{rounded}", self.technique)
     }
 
     fn new(step: &Step) -> Self {
@@ -344,6 +346,7 @@ impl StepDescription {
             op: step.op.name(),
             technique: step.technique.name(),
             instead_of: step.instead_of,
+            precision: step.technique.precision(),
             inputs: descs(&step.inputs),
             outputs: descs(&step.outputs),
             workgroups: match &step.technique {

@@ -4,7 +4,14 @@
 //! whose value the launch sets by name; nothing else of the text changes. The [`Shader`] value is the pipeline key.
 
 use crate::error::{Error, Result};
+use crate::precision::Precision;
 use crate::tensor::Dtype;
+
+/// Library files with this beginning name the cooperative matrices of a size.
+const COOPERATIVE: &str = "lib/matrices_";
+
+/// The constant of kernels that round operands of other types to f16 when it is true.
+pub(crate) const ROUNDS: &str = "ROUNDS";
 
 /// A WGSL file that is part of the crate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,7 +68,18 @@ pub struct Shader {
 impl Shader {
     /// Whether the device needs `SHADER_F16`.
     pub fn needs_f16(&self) -> bool {
-        self.constants.iter().any(|(_, constant)| *constant == Constant::Scalar(Dtype::F16))
+        self.needs_cooperative() || self.constants.iter().any(|(_, constant)| *constant == Constant::Scalar(Dtype::F16))
+    }
+
+    /// Whether the device needs cooperative matrices, whose factors are f16, and subgroups.
+    pub fn needs_cooperative(&self) -> bool {
+        self.libraries.iter().any(|library| library.name.starts_with(COOPERATIVE))
+    }
+
+    /// Whether operands of other types are rounded to f16.
+    pub fn precision(&self) -> Precision {
+        let rounds = self.constants.contains(&(ROUNDS, Constant::Bool(true)));
+        if rounds { Precision::Half } else { Precision::Full }
     }
 
     /// Whether the device needs `SUBGROUP`. naga takes subgroup operations as they are; browsers want `enable subgroups;`.
@@ -76,6 +94,7 @@ impl Shader {
     pub fn text(&self) -> Result<String> {
         let fail = |message: String| Error::Shader { shader: self.main.name, message };
         let mut text = String::from(if self.needs_f16() { "enable f16;\n" } else { "" });
+        text.push_str(if self.needs_cooperative() { "enable wgpu_cooperative_matrix;\n" } else { "" });
         let mut set = Vec::new();
         for line in self.libraries.iter().chain([&self.main]).flat_map(|source| source.text.lines()) {
             match host_name(line) {

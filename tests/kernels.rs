@@ -7,8 +7,9 @@ mod common;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
-use common::{Subject, Verdict, each_device, run};
+use common::{Subject, Verdict, each_device, each_of, run};
 use libtest_mimic::Completion;
+use regard::capabilities::{Backend, Capabilities};
 use regard::case::Case;
 use regard::verify::{Outcome, Prepared, cases};
 
@@ -19,7 +20,41 @@ fn main() -> ExitCode {
         let prepared = OnceLock::new();
         each_device(&name, move |subject| check(subject, prepared.get_or_init(|| Prepared::new(case.clone()))))
     });
-    run(trials.collect())
+    let repeated = cases(None, None).into_iter().filter(|case| REPEATED.contains(&case.name.as_str()));
+    let repeated = repeated.flat_map(|case| {
+        let name = format!("larger subgroups/{}/{}", case.op.name(), case.name);
+        each_of(&[Backend::Gpu], &name, move |subject| larger_subgroups(subject, &case))
+    });
+    run(trials.chain(repeated).collect())
+}
+
+/// Cases whose kernels take another form where subgroups are large.
+const REPEATED: [&str; 3] = [
+    "f16 [65, 100] x [100, 72] b of 30",
+    "f16 b1 h2/1 70x35 d16/16 of 1 causal bottom-right",
+    "f16 b1 h1/1 35x37 d1/1 of 1 no mask",
+];
+
+/// Kernels on cooperative matrices may not rely on how many subgroups a workgroup has: those of a device with larger ones than
+/// this device's have more lanes than they need here.
+fn larger_subgroups(subject: &Subject, case: &Case) -> Verdict {
+    let own = subject.device.capabilities();
+    let (Some(_), Some((least, largest))) = (own.matrix_edge(), own.subgroups) else {
+        return Ok(Completion::ignored_with("the device has no cooperative matrices"));
+    };
+    let prepared = Prepared::new(case.clone());
+    for factor in [2, 8] {
+        let capabilities = Capabilities { subgroups: Some((least, factor * largest)), ..own.clone() };
+        let techniques = case.op.techniques(&case.descs(), &capabilities);
+        let Some(coop) = techniques.iter().find(|technique| technique.name().ends_with("_coop")) else {
+            return Err(format!("{}: no technique with matrices is offered", case.name).into());
+        };
+        let outcome = prepared.check(&subject.device, coop);
+        if outcome.failed() {
+            return Err(failure(subject, case, coop.name(), &outcome).into());
+        }
+    }
+    Ok(Completion::Completed)
 }
 
 fn check(subject: &Subject, prepared: &Prepared) -> Verdict {

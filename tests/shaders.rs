@@ -12,9 +12,10 @@ use std::path::{Path, PathBuf};
 
 use launches::{devices, launches};
 use regard::capabilities::Capabilities;
-use regard::op::{Launch, Technique};
-use regard::ops::REGISTRY;
+use regard::op::{Launch, Op, Technique};
+use regard::ops::{AttentionFused, MatMul, REGISTRY};
 use regard::verify::cases;
+use regard::{Dtype, Precision, TensorDesc};
 
 /// Files under `shaders`, named as a `Source` names them.
 fn files() -> BTreeMap<String, String> {
@@ -85,6 +86,27 @@ fn every_case_has_a_gpu_technique_at_the_baseline() {
             assert!(!offered.iter().any(needs), "{}, case `{}`: f16 without the feature", case.op.name(), case.name);
         }
     }
+}
+
+#[test]
+fn f32_is_rounded_to_f16_only_where_asked_and_says_so() {
+    let [_, _, (_, matrices), ..] = devices();
+    let f32s = [TensorDesc::new(Dtype::F32, [64, 64]), TensorDesc::new(Dtype::F32, [64, 64])];
+    let qkv = [(); 3].map(|()| TensorDesc::new(Dtype::F32, [1, 2, 64, 32]));
+    for (precision, matmul, attention) in
+        [(Precision::Full, "matmul_tiled", "attention_fused"), (Precision::Half, "matmul_coop", "attention_coop")]
+    {
+        let products = MatMul { precision, ..MatMul::default() }.techniques(&f32s, &matrices);
+        assert_eq!((products[0].name(), products[0].precision()), (matmul, precision));
+        let attentions = AttentionFused { precision, ..AttentionFused::default() }.techniques(&qkv, &matrices);
+        assert_eq!((attentions[0].name(), attentions[0].precision()), (attention, precision));
+        assert!(attentions.iter().skip(1).all(|technique| technique.precision() == Precision::Full));
+    }
+    // One query row would leave a matrix nearly empty.
+    let step = [1, 64, 64].map(|seq| TensorDesc::new(Dtype::F16, [1, 2, seq, 32]));
+    let offered = AttentionFused::default().techniques(&step, &matrices);
+    assert_eq!(offered.last().map(Technique::name), Some("attention_coop"));
+    assert!(offered.len() > 1);
 }
 
 #[test]

@@ -105,7 +105,11 @@ impl Adapter {
 pub(super) fn capabilities(adapter: &wgpu::Adapter, features: wgpu::Features, limits: &wgpu::Limits) -> Capabilities {
     let info = adapter.get_info();
     let subgroups = features.contains(wgpu::Features::SUBGROUP);
-    let cooperative = adapter.cooperative_matrix_properties().into_iter().map(|matrix| CooperativeMatrix {
+    let matrices = match features.contains(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX) {
+        true => adapter.cooperative_matrix_properties(),
+        false => Vec::new(),
+    };
+    let cooperative = matrices.into_iter().map(|matrix| CooperativeMatrix {
         m: matrix.m_size,
         n: matrix.n_size,
         k: matrix.k_size,

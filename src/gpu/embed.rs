@@ -10,7 +10,7 @@ use crate::tensor::TensorDesc;
 
 impl Device {
     /// A device that the caller opened. Techniques follow the features that it was opened with
-    /// (`SHADER_F16`, `SUBGROUP`, `TIMESTAMP_QUERY`); its error and loss callbacks are left alone.
+    /// (`SHADER_F16`, `SUBGROUP`, `TIMESTAMP_QUERY`, `EXPERIMENTAL_COOPERATIVE_MATRIX`); its error and loss callbacks are left alone.
     pub fn from_wgpu(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let gpu = Gpu::assemble(adapter, device, queue, Checks::default());
         Self::from_gpu(gpu, "the caller's wgpu device")

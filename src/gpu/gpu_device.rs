@@ -55,11 +55,15 @@ impl Gpu {
     /// Opens the selected adapter with all of its limits; says why it was that one.
     pub(crate) fn open(options: &DeviceOptions) -> Result<(Self, String)> {
         let (adapter, reason) = select(&options.select)?;
-        let wanted = wgpu::Features::SHADER_F16 | wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY;
+        let wanted = wgpu::Features::SHADER_F16
+            | wgpu::Features::SUBGROUP
+            | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("regard"),
             required_features: adapter.adapter.features() & wanted,
             required_limits: adapter.adapter.limits(),
+            experimental_features: experimental(),
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.adapter.request_device(&descriptor))
@@ -258,6 +262,14 @@ impl Gpu {
         self.device.create_buffer(&descriptor).unmap();
         pollster::block_on(scope.pop()).is_none()
     }
+}
+
+/// Leave to ask for cooperative matrices.
+#[expect(unsafe_code, reason = "wgpu has cooperative matrices on these terms only")]
+fn experimental() -> wgpu::ExperimentalFeatures {
+    // SAFETY: wgpu asks for acknowledgement that its side may have errors. Kernels with cooperative matrices are checked like
+    // all others, and load and store inside their own workgroup's memory only.
+    unsafe { wgpu::ExperimentalFeatures::enabled() }
 }
 
 /// A panic of another thread leaves these maps whole.

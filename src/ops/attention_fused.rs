@@ -5,6 +5,8 @@
 //! - `attention_subgroup`, teams of four lanes that exchange maxima, sums and weights by subgroup operations: where there are
 //!   subgroups of at least four.
 //! - `attention_lanes`, two whole rows to a lane, for head dimensions up to 128: first on drivers that run shaders on the host.
+//! - `attention_coop`, both products on cooperative matrices, see `coop`: where the device has them and operands are f16 or may be
+//!   rounded to it; first where query rows fill them.
 //! - `attention_native`, query rows in vector lanes, see `src/cpu/kernels/attention.rs`.
 //!
 //! What to expect of f32 at head_dim 64 on a GPU like an H200 (67 TFLOP/s, copies of 4.3 TB/s, 228 KiB and 65,536 registers to
@@ -34,6 +36,7 @@
 //!   loop over the values of poisoned tiles.
 
 mod cases;
+mod coop;
 mod definition;
 mod lanes;
 mod launch;
@@ -51,6 +54,7 @@ use crate::op::{Cost, Op, Rows, Technique, Update};
 use crate::ops::masks::{Checked, ScoreRule};
 use crate::ops::operands::{Operands, Paging, Sizes};
 use crate::ops::sinks::check_sinks;
+use crate::precision::Precision;
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
 
 /// Largest head dimension of q, k and v on a GPU: the output rows of a tile belong to its lanes until the end.
@@ -73,6 +77,8 @@ pub struct AttentionFused {
     pub has_sinks: bool,
     /// There is a second output: the logarithm of the softmax's denominator, f32 `[batch, heads, seq_q]` whatever the layout.
     pub returns_lse: bool,
+    /// Whether operands that are not f16 may be rounded to it for the products.
+    pub precision: Precision,
 }
 
 impl Op for AttentionFused {
@@ -160,7 +166,8 @@ impl Op for AttentionFused {
                 let subgroup = self.subgroup(inputs, capabilities);
                 let lanes = self.lanes(inputs, capabilities);
                 let order = if capabilities.software { [lanes, tiled, subgroup] } else { [tiled, subgroup, lanes] };
-                order.into_iter().flatten().map(Technique::Gpu).collect()
+                let others = order.into_iter().flatten().map(Technique::Gpu).collect();
+                self.with_coop(others, inputs, capabilities)
             }
         }
     }

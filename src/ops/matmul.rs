@@ -1,20 +1,23 @@
 //! `matmul`: scaled batched products with broadcast batch axes, transposed right factor and column bias.
 //!
 //! Techniques: `matmul_tiled` (workgroup memory and 4 × 4 register blocks), `matmul_vector` (one row, bound by reading b),
-//! `matmul_native` (the `gemm` crate).
+//! `matmul_coop` (cooperative matrices, see `coop`), `matmul_native` (the `gemm` crate).
+
+mod cases;
+mod coop;
 
 use std::sync::Arc;
 
+pub(super) use cases::cases;
+
 use crate::capabilities::{Backend, Capabilities};
-use crate::case::{Case, CaseInput};
-use crate::compare::Tolerance;
 use crate::cpu::kernels::args::{Elements, ElementsMut};
 use crate::cpu::kernels::matmul as kernel;
 pub use crate::cpu::kernels::matmul::Zeros;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
-use crate::ops::{EPSILON_F16, EPSILON_F32};
+use crate::precision::Precision;
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
@@ -41,11 +44,13 @@ pub struct MatMul {
     pub zeros: Zeros,
     /// Dtype of the result; that of `a` by default.
     pub output: Option<Dtype>,
+    /// Whether factors that are not f16 may be rounded to it.
+    pub precision: Precision,
 }
 
 impl Default for MatMul {
     fn default() -> Self {
-        Self { alpha: 1.0, transpose_b: false, zeros: Zeros::Multiply, output: None }
+        Self { alpha: 1.0, transpose_b: false, zeros: Zeros::Multiply, output: None, precision: Precision::Full }
     }
 }
 
@@ -137,11 +142,13 @@ impl Op for MatMul {
         let Ok(problem) = self.problem(inputs) else { return Vec::new() };
         match capabilities.backend {
             Backend::Cpu => self.native(&problem),
-            Backend::Gpu => [self.vector(&problem, inputs, capabilities), self.tiled(&problem, inputs, capabilities)]
-                .into_iter()
-                .flatten()
-                .map(Technique::Gpu)
-                .collect(),
+            Backend::Gpu => {
+                let coop = self.coop(&problem, inputs, capabilities);
+                let (first, last) = if coop::fits(&problem, capabilities) { (coop, None) } else { (None, coop) };
+                let (vector, tiled) =
+                    (self.vector(&problem, inputs, capabilities), self.tiled(&problem, inputs, capabilities));
+                [first, vector, tiled, last].into_iter().flatten().map(Technique::Gpu).collect()
+            }
         }
     }
 }
@@ -228,12 +235,7 @@ impl MatMul {
             ("Elem", Constant::Scalar(output)),
         ];
         let mut bindings = Bindings::in_order(2, 1);
-        let mut libraries = vec![BATCH, COLUMN_BIAS_NONE];
-        if let Some(bias) = inputs.get(2) {
-            libraries[1] = COLUMN_BIAS_DENSE;
-            constants.push(("ColumnElem", Constant::Scalar(bias.dtype)));
-            bindings.inputs.push(COLUMN_BIAS_BINDING);
-        }
+        let libraries = vec![BATCH, column_bias(inputs.get(2), &mut constants, &mut bindings)];
         let shader = Shader { main, libraries, constants };
         if shader.needs_f16() && !capabilities.f16 {
             return None;
@@ -241,6 +243,18 @@ impl MatMul {
         let workgroups = fold(problem.batch_count() * workgroups_each, capabilities);
         Some(Launch { shader, params: problem.params(self.alpha).into(), workgroups, bindings })
     }
+}
+
+/// Library file for the bias; what it needs is added to the constants and bindings.
+fn column_bias(
+    bias: Option<&TensorDesc>,
+    constants: &mut Vec<(&'static str, Constant)>,
+    bindings: &mut Bindings,
+) -> Source {
+    let Some(bias) = bias else { return COLUMN_BIAS_NONE };
+    constants.push(("ColumnElem", Constant::Scalar(bias.dtype)));
+    bindings.inputs.push(COLUMN_BIAS_BINDING);
+    COLUMN_BIAS_DENSE
 }
 
 impl Problem {
@@ -345,82 +359,6 @@ fn broadcast_position(batch: &[usize], shape: &[usize]) -> usize {
         .iter()
         .zip(&batch[skipped..])
         .fold(0, |position, (&size, &at)| position * size + if size == 1 { 0 } else { at })
-}
-
-/// Shapes around the tile of 64 × 64 × 16, batches, both layouts of b, both dtypes, two magnitudes.
-pub(super) fn cases() -> Vec<Case> {
-    let mut cases = Vec::new();
-    for dtype in [Dtype::F32, Dtype::F16] {
-        for [m, k, n] in [[1, 1, 1], [63, 15, 65], [64, 16, 64], [65, 17, 63], [1, 257, 100], [1, 40, 1], [101, 1, 67]]
-        {
-            for transpose_b in [false, true] {
-                cases.push(case(dtype, &[m, k], &[k, n], MatMul { transpose_b, ..MatMul::default() }, 1.0));
-            }
-        }
-        let plain = MatMul::default();
-        cases.push(case(dtype, &[2, 3, 33, 20], &[2, 3, 20, 5], plain, 30.0));
-        cases.push(case(dtype, &[3, 1, 7, 20], &[4, 20, 9], plain, 1.0));
-        cases.push(case(dtype, &[5, 1, 40], &[5, 40, 33], plain, 1.0));
-        cases.push(case(dtype, &[2, 3, 2, 5, 8], &[3, 1, 8, 4], plain, 1.0));
-        cases.push(case(dtype, &[6, 7, 24], &[24, 31], plain, 1e-3));
-        cases.push(case(dtype, &[0, 4], &[4, 3], plain, 1.0));
-        cases.push(case(dtype, &[3, 0], &[0, 5], plain, 1.0));
-    }
-    cases.push(many_products());
-    cases.push(annihilated());
-    cases.push(mixed());
-    cases.push(case(Dtype::F32, &[9, 20], &[20, 11], MatMul { alpha: -0.125, ..MatMul::default() }, 1.0));
-    cases
-}
-
-fn case(dtype: Dtype, a: &[usize], b: &[usize], op: MatMul, deviation: f32) -> Case {
-    let (batch, [k, n]) = split_last_two(b);
-    let b_shape = if op.transpose_b { [batch, &[n, k]].concat() } else { b.to_vec() };
-    let mut inputs = vec![CaseInput::normal(dtype, a, deviation), CaseInput::normal(dtype, &b_shape, 1.0)];
-    if n % 2 == 1 {
-        inputs.push(CaseInput::normal(dtype, &[n], 1.0));
-    }
-    let scale = if op.alpha == 1.0 { String::new() } else { format!("{} x ", op.alpha) };
-    let layout = if op.transpose_b { "transposed b" } else { "b" };
-    Case::new(
-        format!("{dtype} {scale}{a:?} x {b:?} {layout} of {deviation}"),
-        op,
-        inputs,
-        tolerance(dtype, k, deviation),
-    )
-}
-
-/// A partial sum of k products has about √k times a term's magnitude, here `deviation`, and takes k roundings, of which
-/// about √k add up: `ε · k · deviation`, times 4 for the tails. The result is rounded once more to its storage.
-fn tolerance(dtype: Dtype, k: usize, deviation: f32) -> Tolerance {
-    let storage = if dtype == Dtype::F16 { EPSILON_F16 } else { EPSILON_F32 };
-    let absolute = 4.0 * EPSILON_F32 * (k as f64 + 1.0) * f64::from(deviation);
-    Tolerance { of_scale: storage + EPSILON_F32, relative: 0.0, absolute }
-}
-
-/// More than 65,535 workgroups.
-fn many_products() -> Case {
-    let inputs =
-        vec![CaseInput::normal(Dtype::F32, &[66_000, 1, 2], 1.0), CaseInput::normal(Dtype::F32, &[66_000, 2, 3], 1.0)];
-    Case::new("f32 66000 products of 1 x 2 x 3", MatMul::default(), inputs, tolerance(Dtype::F32, 2, 1.0))
-}
-
-/// Zeros in a meet NaN and infinity in b.
-fn annihilated() -> Case {
-    let a = HostTensor::f32(&[2, 3], vec![0.5, 0.0, 2.0, 1.0, 0.0, 0.0]).expect("2 x 3");
-    let b = HostTensor::f32(&[3, 2], vec![1.0, 2.0, f32::NAN, f32::INFINITY, 3.0, 4.0]).expect("3 x 2");
-    let given =
-        |tensor: HostTensor| CaseInput { desc: tensor.desc().clone(), values: crate::case::Values::Given(tensor) };
-    let op = MatMul { zeros: Zeros::Annihilate, ..MatMul::default() };
-    Case::new("f32 zeros annihilate NaN and infinity", op, vec![given(a), given(b)], tolerance(Dtype::F32, 3, 1.0))
-}
-
-/// f32 weights times f16 values into f16, as unfused attention does.
-fn mixed() -> Case {
-    let inputs =
-        vec![CaseInput::normal(Dtype::F32, &[2, 9, 33], 1.0), CaseInput::normal(Dtype::F16, &[2, 33, 20], 1.0)];
-    let op = MatMul { output: Some(Dtype::F16), zeros: Zeros::Annihilate, ..MatMul::default() };
-    Case::new("f32 x f16 into f16", op, inputs, tolerance(Dtype::F16, 33, 1.0))
 }
 
 #[cfg(test)]

@@ -18,9 +18,14 @@ pub fn check(launch: &Launch, capabilities: &Capabilities) -> Result<(), String>
     if subgroups && capabilities.subgroups.is_none() {
         return Err("it needs subgroups, which these capabilities lack".into());
     }
+    let matrices = launch.shader.needs_cooperative();
+    if matrices && capabilities.matrix_edge().is_none() {
+        return Err("it needs cooperative matrices, which these capabilities lack".into());
+    }
     let mut features = Features::empty();
     features.set(Features::SHADER_FLOAT16, f16);
-    features.set(Features::SUBGROUP, subgroups);
+    features.set(Features::SUBGROUP, subgroups || matrices);
+    features.set(Features::COOPERATIVE_MATRIX, matrices);
     (Validator::new(ValidationFlags::all(), features).validate(&module))
         .map_err(|error| error.emit_to_string(&text))?;
     workgroup(&module, capabilities)?;

@@ -3,6 +3,8 @@
 
 mod joined;
 
+mod halves;
+
 use super::AttentionFused;
 use crate::case::{Case, CaseInput, Values};
 use crate::compare::Tolerance;
@@ -10,6 +12,7 @@ use crate::mask::{Causal, Fill};
 use crate::ops::mask_cases::{MaskCase, mask_cases, serving_cases};
 use crate::ops::operands::{Layout, Operands};
 use crate::ops::{EPSILON_BF16, EPSILON_F16, EPSILON_F32};
+use crate::precision::Precision;
 use crate::tensor::{Dtype, HostTensor};
 
 pub(in crate::ops) fn cases() -> Vec<Case> {
@@ -80,6 +83,7 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
     cases.extend(past_the_lengths());
     cases.extend(returning());
     cases.push(hidden_tiles());
+    cases.extend(halves::cases());
     cases
 }
 
@@ -150,7 +154,13 @@ fn build(storage: Storage, sizes: [usize; 7], mask: MaskCase, deviation: f32, op
         _ => 0.0,
     };
     let score = f64::from(deviation).powi(2) * 5.0 * (2.0 + (head_dim as f64).sqrt());
-    Case::new(name, op, inputs, Tolerance::of_scale((2.0 * score + 32.0) * EPSILON_F32 + rounded))
+    // Rounded to f16, a term of a score is off by two roundings; of those √head_dim add up, which the scale takes away again.
+    // Weights and values are rounded once more each.
+    let halves = match options.precision {
+        Precision::Full => 0.0,
+        Precision::Half => (2.0 * f64::from(deviation).powi(2) * 5.0 * 2.0 + 4.0) * EPSILON_F16,
+    };
+    Case::new(name, op, inputs, Tolerance::of_scale((2.0 * score + 32.0) * EPSILON_F32 + rounded + halves))
 }
 
 fn describe(storage: &Storage, options: &AttentionFused) -> String {
@@ -169,6 +179,7 @@ fn describe(storage: &Storage, options: &AttentionFused) -> String {
     if let Some(size) = storage.page_size {
         words += &format!(" pages of {size}");
     }
+    words += if options.precision == Precision::Half { " half" } else { "" };
     words += if options.has_sinks { " sinks" } else { "" };
     words + if options.returns_lse { " lse" } else { "" }
 }

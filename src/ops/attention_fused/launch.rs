@@ -7,10 +7,10 @@ use crate::op::{Bindings, Launch, Op, fold, index};
 use crate::ops::masks::Checked;
 use crate::ops::operands::{Paging, Sizes};
 use crate::ops::{BF16, INT8, SINKS_BINDING, SINKS_DENSE, SINKS_NONE};
-use crate::shader::{Constant, Shader, Source, params, wgsl};
+use crate::shader::{Constant, Params, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, TensorDesc};
 
-const ROWS: Source = wgsl!("lib/attention_rows");
+pub(super) const ROWS: Source = wgsl!("lib/attention_rows");
 const SCORES: Source = wgsl!("lib/attention_scores");
 const Q_PLAIN: Source = wgsl!("lib/q_plain");
 const Q_VECTORS: Source = wgsl!("lib/q_vectors");
@@ -27,8 +27,8 @@ const ROWS_DENSE: Source = wgsl!("lib/rows_dense");
 const ROWS_PAGED: Source = wgsl!("lib/rows_paged");
 const LSE_NONE: Source = wgsl!("lib/lse_none");
 const LSE_DENSE: Source = wgsl!("lib/lse_dense");
-const SKIP_NONE: Source = wgsl!("lib/skip_none");
-const SKIP_MASKED: Source = wgsl!("lib/skip_masked");
+pub(super) const SKIP_NONE: Source = wgsl!("lib/skip_none");
+pub(super) const SKIP_MASKED: Source = wgsl!("lib/skip_masked");
 
 // Bindings of the optional tensors, as in these files.
 const TABLE_BINDING: u32 = 18;
@@ -98,7 +98,8 @@ impl AttentionFused {
         let nothing = self.outputs(inputs).is_ok_and(|outputs| outputs.iter().all(TensorDesc::is_empty));
         let workgroups =
             if nothing { [0; 3] } else { fold(sizes.batch * sizes.heads / heads_per_tile * parts, capabilities) };
-        let params = self.params(&sizes, &checked, kernel.queries).into();
+        let scale = if self.in_base_2() { self.scale * std::f32::consts::LOG2_E } else { self.scale };
+        let params = self.params(&sizes, &checked, kernel.queries, scale);
         Some(Launch { shader, params, workgroups, bindings })
     }
 
@@ -117,7 +118,7 @@ impl AttentionFused {
 
     /// How many heads that read one key head are rows of one tile: as many as fit, where queries are few, so that a decoding step
     /// reads its keys once. Packed sequences have their own numbers of queries, which only the device knows.
-    fn heads_per_tile(&self, sizes: &Sizes, queries: usize) -> usize {
+    pub(super) fn heads_per_tile(&self, sizes: &Sizes, queries: usize) -> usize {
         if self.rule.has_q_starts || sizes.seq_q == 0 || sizes.kv_heads == 0 {
             return 1;
         }
@@ -134,7 +135,7 @@ impl AttentionFused {
     }
 
     /// Library files and constants for how tensors are stored; bindings of the optional ones are added.
-    fn storage(
+    pub(super) fn storage(
         &self,
         inputs: &[TensorDesc],
         sizes: &Sizes,
@@ -179,7 +180,8 @@ impl AttentionFused {
         (libraries, constants)
     }
 
-    fn params(&self, sizes: &Sizes, checked: &Checked, queries: usize) -> AttentionParams {
+    /// Of tiles of so many query rows, and of products that this scale multiplies.
+    pub(super) fn params(&self, sizes: &Sizes, checked: &Checked, queries: usize, scale: f32) -> Params {
         let rule = checked.params();
         let visit = checked.own_visit();
         let [q_batch, q_head, q_row] = sizes.q_strides(&self.operands).map(index);
@@ -190,13 +192,13 @@ impl AttentionFused {
         let pages = sizes.pages.unwrap_or(Paging { count: 1, size: 1, per_sequence: 0 });
         let [mask_batch, mask_head, mask_query, mask_key] = rule.mask;
         let [bias_batch, bias_head, bias_query, bias_key] = rule.bias;
-        AttentionParams {
+        let params = AttentionParams {
             batch: index(sizes.batch),
             heads: index(sizes.heads),
             kv_heads: index(sizes.kv_heads),
             seq_q: index(sizes.seq_q),
             seq_kv: index(sizes.seq_kv),
-            scale: if self.in_base_2() { self.scale * std::f32::consts::LOG2_E } else { self.scale },
+            scale,
             fill: rule.fill,
             excluded: rule.excluded,
             softcap: rule.softcap,
@@ -233,6 +235,7 @@ impl AttentionFused {
             o_row,
             k_first,
             v_first,
-        }
+        };
+        params.into()
     }
 }
