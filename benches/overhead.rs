@@ -14,7 +14,7 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use regard::case::CaseInput;
 use regard::compare::{NanMeans, Tolerance, compare};
 use regard::ops::MatMul;
-use regard::{Attention, Dtype, Graph, HostTensor, Plan, Tensor, TensorDesc, reference};
+use regard::{Attention, Dtype, Graph, HostTensor, Layout, Plan, Tensor, TensorDesc, reference};
 
 /// The layer of `shared/seeds/002`: batch 128, seq 32, width 200, 5 heads; `batch` is smaller for the check.
 fn layer(batch: usize, weights: &[Arc<HostTensor>]) -> regard::Result<Graph> {
@@ -25,13 +25,10 @@ fn layer(batch: usize, weights: &[Arc<HostTensor>]) -> regard::Result<Graph> {
         let b = graph.weight(&format!("b{index}"), weights[2 * index + 1].clone())?;
         graph.matmul(x, w, Some(b), MatMul::default())
     };
-    let mut heads = Vec::new();
-    for index in 0..3 {
-        let projected = linear(&mut graph, x, index)?;
-        heads.push(graph.split_heads(projected, 5)?);
-    }
-    let y = graph.attention(heads[0], heads[1], heads[2], &Attention::default())?;
-    let y = graph.merge_heads(y)?;
+    let [q, k, v] = [linear(&mut graph, x, 0)?, linear(&mut graph, x, 1)?, linear(&mut graph, x, 2)?];
+    // Heads are read and written where the products have them.
+    let layout = Layout::Merged { heads: 5 };
+    let y = graph.attention(q, k, v, &Attention { q_layout: layout, kv_layout: layout, ..Attention::default() })?;
     let y = linear(&mut graph, y, 3)?;
     graph.output("y", y)?;
     Ok(graph)

@@ -95,6 +95,8 @@ const OFF: &[Off] = &[
     (LOG_SOFTMAX, "y", |y| y * 1.002),
     (EINSUM, "y", |y| y * 1.002),
     (FLEX_CAP, "Y", |y| y + 1e-3),
+    (FLEX_POSITIONS, "Y", |y| y + 1e-3),
+    (ARG_MAX, "z", |z| z + 1.0),
     (TRAINING, "output_var", |variance| variance * 1.002),
 ];
 
@@ -148,12 +150,14 @@ const CONV: &str = "test_conv_with_strides_padding";
 const CONV_SAME: &str = "test_conv_with_autopad_same";
 const MAX_POOL: &str = "test_maxpool_2d_ceil";
 const AVERAGE_POOL: &str = "test_averagepool_2d_ceil_last_window_starts_on_pad";
+const ARG_MAX: &str = "test_maxpool_with_argmax_2d_precomputed_pads";
 const GLOBAL_POOL: &str = "test_globalaveragepool";
 const EINSUM: &str = "test_einsum_transpose";
 const EINSUM_DIAGONAL: &str = "test_einsum_batch_diagonal";
 const EINSUM_PRODUCT: &str = "test_einsum_batch_matmul_bfloat16";
 const FLEX_HEADS: &str = "test_flexattention_gqa";
 const FLEX_CAP: &str = "test_flexattention_soft_cap";
+const FLEX_POSITIONS: &str = "test_flexattention_relative_positional";
 const GATHER: &str = "test_gather_negative_indices";
 const LSTM: &str = "test_lstm_with_peepholes";
 const LSTM_BOTH: &str = "test_lstm_bidirectional";
@@ -267,7 +271,8 @@ const BROKEN: &[Broken] = &[
     (CONV_SAME, r#"\"strides\": [2, 2]"#, r#"\"pads\":[0,0,0,0]"#, &["SAME_LOWER, which excludes `pads`"]),
     (MAX_POOL, r#"kernel_shape"#, r#"kernel_shade"#, &["`kernel_shape` is missing"]),
     (MAX_POOL, r#"\"opset\": 22"#, r#"\"opset\": 9"#, &["MaxPool-9 has no attribute `ceil_mode`"]),
-    (MAX_POOL, r#"[\"y\"], \"rtol\": 0.001"#, r#"[\"y\", \"z\"]"#, &["MaxPool: the output `Indices`"]),
+    (MAX_POOL, r#"[\"y\"], \"rtol\": 0.001"#, r#"[\"y\",\"z\",\"w\"]"#, &["MaxPool-22 has no slot for `w`"]),
+    (ARG_MAX, r#"\"opset\": 22"#, r#"\"opset\": 7"#, &["MaxPool-7 has no slot for `z`"]),
     (MAX_POOL, r#""F32", "shape": [1, 1, 4, 4]"#, r#""I32", "shape": [1, 1, 4, 4]"#, &["`X` is I32"]),
     (MAX_POOL, r#"[1, 1, 4, 4]"#, r#"[1,1,1,4,4]"#, &["`kernel_shape` is [3,3], a list of 3"]),
     (AVERAGE_POOL, r#"count_include_pad\": 1"#, r#"count_include_pad\": 2"#, &["`count_include_pad` is 2", "0 to 1"]),
@@ -284,7 +289,9 @@ const BROKEN: &[Broken] = &[
     (EINSUM_PRODUCT, r#"[\"x\", \"y\"]"#, r#"[\"\", \"y\"]"#, &["`in.x` is in no input slot"]),
     (FLEX_HEADS, "[2, 2, 6, 16]", "[2, 3, 4, 16]", &["attention: value has kv_heads 2, key has 3"]),
     (FLEX_HEADS, "[2, 8, 4, 16]", "[2, 32, 16]", &["`Q` [2, 32, 16] has rank 3, 4 was expected"]),
-    (FLEX_CAP, r#"\"Div\""#, r#"\"Dim\""#, &["FlexAttention: a `score_mod` that is no chain"]),
+    (FLEX_CAP, r#"\"Div\""#, r#"\"Dim\""#, &["FlexAttention: `score_mod`: `Dim` of the score"]),
+    (FLEX_POSITIONS, r#"\"Range\""#, r#"\"Ring\""#, &["FlexAttention: `score_mod`: `Ring` of [Integer, Int"]),
+    (FLEX_POSITIONS, r#"[\"scores_out\"]}}"#, r#"[\"rel_pos\"]}}"#, &["the result is not the score"]),
     (FLEX_CAP, r#"score_mod\":"#, r#"prob_mod\":"#, &["FlexAttention: `prob_mod` is not supported"]),
     (FLEX_CAP, "score_mod", "scare_mod", &["FlexAttention-1 has no attribute `scare_mod`"]),
     (GATHER, r#""I64""#, r#""F64""#, &["`indices` is F64, i32 or i64"]),

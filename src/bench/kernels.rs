@@ -16,9 +16,9 @@ use crate::op::Technique;
 use crate::ops::{
     AppendKv, Assign, AxisPadding, AxisSlice, Binary, Cast, Concat, Conv2d, Counted, Dequantize, Elementwise,
     Embedding, GatherPages, Gru, ImageLayout, LayerNorm, Layout, LinearAttention, LocallyConnected, LogSumExp, Lstm,
-    MaskScores, MatMul, MergeHeads, NormRule, Operand, Pad, Padding, Pairs, Pool2d, PoolKind, PositionRule, Quantize,
-    Reduce, ReducedAxes, Reduction, RmsNorm, Rotary, Rounding, ScoreRule, Slice, Softmax, SplitHeads, Statistics, Step,
-    TensorScatter, Transpose, Unary, Window2d, Wrap,
+    MaskScores, MatMul, MaxPoolIndices, MergeHeads, NormRule, Operand, Pad, Padding, Pairs, Pool2d, PoolKind,
+    PositionRule, Quantize, Reduce, ReducedAxes, Reduction, RmsNorm, Rotary, Rounding, ScoreRule, Slice, Softmax,
+    SplitHeads, Statistics, Step, TensorScatter, Transpose, Unary, Window2d, Wrap,
 };
 use crate::plan::PlanOptions;
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
@@ -175,6 +175,7 @@ fn cases() -> Vec<Case> {
             Tolerance::of_scale(256.0 * EPSILON_F32),
         ),
         pool2d("max", PoolKind::Max, [2, 2]),
+        max_pool_indices(),
         Case::new(
             "locally_connected b=8,32x32,c=16,3x3",
             LocallyConnected { kernel: [3, 3], stride: [1, 1] },
@@ -262,6 +263,15 @@ fn pool2d(words: &str, kind: PoolKind, kernel: [usize; 2]) -> Case {
     // A maximum is exact; an average, of about a tenth, loses a few roundings of elements that reach 5.
     let tolerance = if kind == PoolKind::Max { 0.0 } else { 100.0 * EPSILON_F32 };
     Case::new(format!("pool2d {words} b=32,c=167,56x56"), op, vec![input], Tolerance::of_scale(tolerance))
+}
+
+/// As the maximum of `pool2d`, but its place.
+fn max_pool_indices() -> Case {
+    let window = Window2d { kernel: [2, 2], stride: [2, 2], dilation: [1, 1] };
+    let (layout, padding, rounding) = (ImageLayout::Nchw, Padding::default(), Rounding::Floor);
+    let input = CaseInput::normal(Dtype::F32, &[32, 167, 56, 56], 1.0);
+    let op = MaxPoolIndices { layout, window, padding, rounding };
+    Case::new("max_pool_indices b=32,c=167,56x56", op, vec![input], Tolerance::of_scale(0.0))
 }
 
 /// A sum of k products of normals reaches 5 √k. Its partial sums, of about √k and in the worst of a million elements

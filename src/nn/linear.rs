@@ -131,13 +131,14 @@ enum Biases {
 }
 
 /// A weight or constant of a graph.
-struct Constant {
-    desc: TensorDesc,
-    value: Arc<HostTensor>,
+pub(super) struct Constant {
+    pub desc: TensorDesc,
+    pub value: Arc<HostTensor>,
 }
 
 impl Constant {
-    fn of(graph: &Graph, tensor: Tensor) -> Result<Option<Self>> {
+    /// `None` for what is computed or given before each run.
+    pub fn of(graph: &Graph, tensor: Tensor) -> Result<Option<Self>> {
         let desc = graph.desc(tensor)?.clone();
         Ok(match &graph.tensors[graph.root(tensor)].origin {
             Origin::Weight(value) => Some(Self { desc, value: value.clone() }),

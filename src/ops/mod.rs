@@ -28,6 +28,7 @@ mod mask_cases;
 mod mask_scores;
 mod masks;
 mod matmul;
+mod max_pool_indices;
 mod merge_heads;
 mod operands;
 mod pad;
@@ -67,6 +68,7 @@ pub use lstm::{Direction, Gate, Lstm, LstmOptions, LstmOutputs, LstmTensors, Mas
 pub use mask_scores::{MaskScores, ScoreMasks};
 pub use masks::ScoreRule;
 pub use matmul::{MatMul, Zeros};
+pub use max_pool_indices::MaxPoolIndices;
 pub use merge_heads::MergeHeads;
 pub(crate) use operands::Sizes;
 pub use operands::{Layout, Operands};
@@ -126,6 +128,7 @@ pub const REGISTRY: &[Entry] = &[
     Entry { name: "pad", cases: pad::cases },
     Entry { name: "conv2d", cases: conv2d::cases },
     Entry { name: "pool2d", cases: pool2d::cases },
+    Entry { name: "max_pool_indices", cases: max_pool_indices::cases },
     Entry { name: "locally_connected", cases: locally_connected::cases },
     Entry { name: "lstm", cases: lstm::cases },
     Entry { name: "gru", cases: gru::cases },

@@ -14,7 +14,9 @@ use crate::cpu::kernels::windows::Axis;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
-use crate::ops::windows::{IMAGE_NCHW, IMAGE_NHWC, Image, ImageLayout, Padding, Rounding, Window2d, axes, image};
+use crate::ops::windows::{
+    IMAGE_NCHW, IMAGE_NHWC, Image, ImageLayout, Padding, Rounding, Window2d, axes, image, refuse_windows_of_padding,
+};
 use crate::ops::{EXCLUDED, REDUCE_WORKGROUP, pool2d_cases};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
@@ -150,15 +152,7 @@ impl Pool2d {
         let image = image("pool2d", x, self.layout)?;
         let axes = axes("pool2d", image.size, self.window, self.padding, self.rounding)?;
         if self.kind != PoolKind::Average(Counted::Padded) {
-            for (axis, words) in axes.iter().zip(["rows", "columns"]) {
-                if let Some(window) = (0..axis.output).find(|&window| is_padding(axis, window)) {
-                    let message = format!(
-                        "window {window} of {} lies in the padding of {} and {} {words} around {} only",
-                        axis.output, axis.before, axis.after, axis.input
-                    );
-                    return Err(Error::shape("pool2d", message));
-                }
-            }
+            refuse_windows_of_padding("pool2d", &axes)?;
         }
         Ok(Problem { image, axes })
     }
@@ -264,13 +258,6 @@ impl Problem {
     fn count(&self) -> usize {
         self.image.batch * self.image.channels * self.axes[0].output * self.axes[1].output
     }
-}
-
-/// No tap of the window is in the image.
-fn is_padding(axis: &Axis, window: usize) -> bool {
-    let start = window * axis.stride;
-    let tap = axis.before.saturating_sub(start).div_ceil(axis.dilation);
-    tap >= axis.kernel || start + tap * axis.dilation >= axis.before + axis.input
 }
 
 /// Cases of [`pool2d_cases`].

@@ -156,6 +156,27 @@ pub(super) fn axes(
     Ok([axis(0, padding.top, padding.bottom, "rows")?, axis(1, padding.left, padding.right, "columns")?])
 }
 
+/// Refuses windows that have nothing of the image.
+pub(super) fn refuse_windows_of_padding(op: &'static str, axes: &[Axis; 2]) -> Result<()> {
+    for (axis, words) in axes.iter().zip(["rows", "columns"]) {
+        if let Some(window) = (0..axis.output).find(|&window| is_padding(axis, window)) {
+            let message = format!(
+                "window {window} of {} lies in the padding of {} and {} {words} around {} only",
+                axis.output, axis.before, axis.after, axis.input
+            );
+            return Err(Error::shape(op, message));
+        }
+    }
+    Ok(())
+}
+
+/// No tap of the window is in the image.
+fn is_padding(axis: &Axis, window: usize) -> bool {
+    let start = window * axis.stride;
+    let tap = axis.before.saturating_sub(start).div_ceil(axis.dilation);
+    tap >= axis.kernel || start + tap * axis.dilation >= axis.before + axis.input
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

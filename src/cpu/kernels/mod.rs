@@ -20,6 +20,7 @@ pub mod mask;
 pub mod matmul;
 pub mod pages;
 pub mod pool;
+pub mod pool_indices;
 pub mod quantise;
 pub mod recurrence;
 pub(crate) mod reduce;

@@ -49,9 +49,7 @@ pub(super) fn mha(golden: &Golden, strategy: Strategy) -> Result<GoldenGraph> {
     let tensors = layer.add(&mut builder.graph, inputs)?;
     let names = ["query_scaled", "key", "value"];
     for ((name, tensor), leading) in names.into_iter().zip(tensors.qkv).zip(&shapes) {
-        // The file has the heads after the positions.
-        let merged = builder.graph.merge_heads(tensor)?;
-        builder.shaped_output(name, merged, &[&leading[..], &[heads, head_size]].concat())?;
+        builder.shaped_output(name, tensor, &[&leading[..], &[heads, head_size]].concat())?;
     }
     let rows = &shapes[0];
     builder.shaped_output("multihead_output", tensors.merged, &[&rows[..], &[heads, head_size]].concat())?;

@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::graph::Tensor;
 use crate::mask::{Causal, Window};
 use crate::nn::golden::GoldenGraph;
+use crate::ops::Layout;
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
 
 /// Output slots that repeat inputs: `present_key` and `present_value`.
@@ -38,7 +39,6 @@ pub(super) fn build(node: &OnnxNode, strategy: Strategy) -> Result<GoldenGraph> 
     let mut builder = start(node)?;
     let dtype = storage(&builder)?;
     let heads = attributes.heads(node, [builder.shape(Q)?, builder.shape(K)?])?;
-    let flat = heads.is_some();
     let q = operand(&mut builder, Q, dtype, heads.map(|heads| heads[0]))?;
     let mut k = operand(&mut builder, K, dtype, heads.map(|heads| heads[1]))?;
     let mut v = operand(&mut builder, V, dtype, heads.map(|heads| heads[1]))?;
@@ -46,24 +46,33 @@ pub(super) fn build(node: &OnnxNode, strategy: Strategy) -> Result<GoldenGraph> 
     if builder.slot(PAST_KEY)?.is_some() {
         let past_key = operand(&mut builder, PAST_KEY, dtype, None)?;
         let past_value = operand(&mut builder, PAST_VALUE, dtype, None)?;
-        past = builder.graph.desc(past_key)?.shape[2];
+        past = builder.graph.desc(past_key.tensor)?.shape[2];
         k = joined(&mut builder, [past_key, k])?;
         v = joined(&mut builder, [past_value, v])?;
     }
-    builder.output(1, k)?;
-    builder.output(2, v)?;
-    // Both have rank 4 here.
-    let [seq_q, keys] = [builder.graph.desc(q)?.shape[2], builder.graph.desc(k)?.shape[2]];
-    let mut options =
-        Attention { scale: attributes.scale, softcap: attributes.softcap, strategy, ..Attention::default() };
+    for (slot, operand) in [(1, k), (2, v)] {
+        if builder.wants(slot) {
+            let heads_first = heads_first(&mut builder, operand)?;
+            builder.output(slot, heads_first)?;
+        }
+    }
+    let [seq_q, keys] = [q.positions(&builder)?, k.positions(&builder)?];
+    let mut options = Attention {
+        scale: attributes.scale,
+        softcap: attributes.softcap,
+        q_layout: q.layout,
+        kv_layout: k.layout,
+        strategy,
+        ..Attention::default()
+    };
     mask(&mut builder, keys, &mut options)?;
     positions(&mut builder, &attributes, [seq_q, keys, past], &mut options)?;
+    let [q, k, v] = [q, k, v].map(|operand| operand.tensor);
     let steps = if builder.wants(3) { Some(builder.graph.attention_steps([q, k, v], &options)?) } else { None };
     let y = match steps {
         Some(steps) if strategy == Strategy::Unfused => steps.output,
         _ => builder.graph.attention(q, k, v, &options)?,
     };
-    let y = if flat { merged(&mut builder, y)? } else { y };
     builder.output(0, y)?;
     if let Some(steps) = steps {
         let stages = [steps.raw, steps.capped, steps.scores, steps.weights];
@@ -143,8 +152,22 @@ fn start(node: &OnnxNode) -> Result<Builder<'_>> {
     Ok(builder)
 }
 
-/// An operand as `[batch, heads, seq, head_dim]`, split where `heads` says how.
-fn operand(builder: &mut Builder<'_>, slot: usize, dtype: Dtype, heads: Option<usize>) -> Result<Tensor> {
+/// Queries, keys or values where they lie.
+#[derive(Clone, Copy)]
+struct Operand {
+    tensor: Tensor,
+    layout: Layout,
+}
+
+impl Operand {
+    fn positions(self, builder: &Builder<'_>) -> Result<usize> {
+        let desc = builder.graph.desc(self.tensor)?;
+        Ok(desc.shape[if self.layout == Layout::HeadsFirst { 2 } else { 1 }])
+    }
+}
+
+/// An operand as `[batch, heads, seq, head_dim]`, or `[batch, seq, heads × head_dim]` where `heads` says how many there are.
+fn operand(builder: &mut Builder<'_>, slot: usize, dtype: Dtype, heads: Option<usize>) -> Result<Operand> {
     let value = builder.required(slot)?.value.cast(dtype);
     let expected = if heads.is_some() { 3 } else { 4 };
     if value.desc().rank() != expected {
@@ -152,10 +175,7 @@ fn operand(builder: &mut Builder<'_>, slot: usize, dtype: Dtype, heads: Option<u
         return Err(builder.node.fail(message));
     }
     let tensor = builder.input(slot, value)?;
-    match heads {
-        Some(heads) => split(builder, tensor, heads),
-        None => Ok(tensor),
-    }
+    Ok(Operand { tensor, layout: heads.map_or(Layout::HeadsFirst, |heads| Layout::Merged { heads }) })
 }
 
 /// bf16 where all operands are, else as [`Builder::float_dtype`] has it.
@@ -169,36 +189,26 @@ fn storage(builder: &Builder<'_>) -> Result<Dtype> {
     Ok(Dtype::BF16)
 }
 
-/// The past, then what is new. bf16 comes back from f32 as it was.
-fn joined(builder: &mut Builder<'_>, parts: [Tensor; 2]) -> Result<Tensor> {
+/// The past, then what is new, by heads as the past is. bf16 comes back from f32 as it was.
+fn joined(builder: &mut Builder<'_>, [past, new]: [Operand; 2]) -> Result<Operand> {
+    let parts = [past.tensor, heads_first(builder, new)?];
     let dtype = builder.graph.desc(parts[0])?.dtype;
     let wide = if dtype == Dtype::BF16 { Dtype::F32 } else { dtype };
     let [past, new] = [builder.cast(parts[0], wide)?, builder.cast(parts[1], wide)?];
     let both = builder.graph.concat(past, new, 2)?;
-    builder.cast(both, dtype)
+    Ok(Operand { tensor: builder.cast(both, dtype)?, layout: Layout::HeadsFirst })
 }
 
-/// `[batch, seq, heads × head_dim]` into `[batch, heads, seq, head_dim]`.
-fn split(builder: &mut Builder<'_>, x: Tensor, heads: usize) -> Result<Tensor> {
+/// `[batch, heads, seq, head_dim]`, which pasts and presents are.
+fn heads_first(builder: &mut Builder<'_>, operand: Operand) -> Result<Tensor> {
+    let Operand { tensor, layout: Layout::Merged { heads } } = operand else { return Ok(operand.tensor) };
     let graph = &mut builder.graph;
-    match graph.desc(x)?.clone() {
+    match graph.desc(tensor)?.clone() {
         TensorDesc { dtype: Dtype::BF16, shape } if shape[2] % heads == 0 => {
-            let x = graph.reshape(x, &[shape[0], shape[1], heads, shape[2] / heads])?;
+            let x = graph.reshape(tensor, &[shape[0], shape[1], heads, shape[2] / heads])?;
             graph.transpose(x, &[0, 2, 1, 3])
         }
-        _ => graph.split_heads(x, heads),
-    }
-}
-
-/// The other way.
-fn merged(builder: &mut Builder<'_>, y: Tensor) -> Result<Tensor> {
-    let graph = &mut builder.graph;
-    match graph.desc(y)?.clone() {
-        TensorDesc { dtype: Dtype::BF16, shape } => {
-            let y = graph.transpose(y, &[0, 2, 1, 3])?;
-            graph.reshape(y, &[shape[0], shape[2], shape[1] * shape[3]])
-        }
-        _ => graph.merge_heads(y),
+        _ => graph.split_heads(tensor, heads),
     }
 }
 
