@@ -85,6 +85,12 @@ impl Prepared {
 
     /// Every technique that the device offers, or one skip with its reason.
     pub fn run(&self, device: &Device) -> Vec<(String, Outcome)> {
+        self.run_some(device, |_, _| true)
+    }
+
+    /// Those techniques that are wanted, by their place among those that the device offers and how many these are; one skip
+    /// where none is offered.
+    pub fn run_some(&self, device: &Device, wanted: impl Fn(usize, usize) -> bool) -> Vec<(String, Outcome)> {
         let techniques = self.case.op.techniques(&self.case.descs(), device.capabilities());
         if techniques.is_empty() {
             let (bound, bindable) = (self.inputs.len() + self.expected.len(), device.capabilities().storage_buffers);
@@ -97,7 +103,9 @@ impl Prepared {
             };
             return vec![("none".into(), Outcome::Skipped(reason))];
         }
-        techniques.iter().map(|technique| (technique.name().to_owned(), self.check(device, technique))).collect()
+        let count = techniques.len();
+        let techniques = techniques.iter().enumerate().filter(|(place, _)| wanted(*place, count));
+        techniques.map(|(_, technique)| (technique.name().to_owned(), self.check(device, technique))).collect()
     }
 
     /// Runs one technique and compares every output.
