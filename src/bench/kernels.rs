@@ -104,6 +104,12 @@ fn cases() -> Vec<Case> {
             softmax_tolerance(4096),
         ),
         Case::new(
+            "softmax rows=262144,length=64",
+            Softmax { scale: 1.0, has_sinks: false },
+            vec![input(&[262_144, 64])],
+            softmax_tolerance(64),
+        ),
+        Case::new(
             "log_sum_exp rows=4096,length=4096",
             LogSumExp::default(),
             vec![input(&[4096, 4096])],
@@ -138,6 +144,7 @@ fn cases() -> Vec<Case> {
         Case::new("cast n=16777216,bf16", Cast { dtype: Dtype::BF16 }, vec![input(&[4096, 4096])], exact),
         Case::new("assign n=16777216", Assign, vec![input(&[4096, 4096]), input(&[4096, 4096])], exact),
         Case::new("rms_norm rows=4096,length=4096", norm, vec![input(&[4096, 4096])], root_tolerance(4096)),
+        Case::new("rms_norm rows=131072,length=128", norm, vec![input(&[131_072, 128])], root_tolerance(128)),
         Case::new("rotary b=4,h=32,s=2048,d=64", rotary, turned(&[4, 32, 2048, 64]), TURNED),
         Case::new("append_kv b=4,h=32,s=2048,d=64,rotary", append, appended([4, 32, 2048, 64]), TURNED),
         Case::new("transpose 4096 x 4096", Transpose { axes: vec![1, 0] }, vec![input(&[4096, 4096])], exact),
@@ -146,6 +153,12 @@ fn cases() -> Vec<Case> {
             LayerNorm { axis: 1, epsilon: 1e-5, statistics: Statistics::Omit },
             vec![input(&[4096, 4096]), input(&[4096]), input(&[4096])],
             layer_norm_tolerance(4096),
+        ),
+        Case::new(
+            "layer_norm rows=21845,length=768",
+            LayerNorm { axis: 1, epsilon: 1e-5, statistics: Statistics::Omit },
+            vec![input(&[21_845, 768]), input(&[768]), input(&[768])],
+            layer_norm_tolerance(768),
         ),
         Case::new(
             "tensor_scatter b=1,h=16,s=16 of 8192,d=128",

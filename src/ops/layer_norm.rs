@@ -1,6 +1,7 @@
 //! `layer_norm`: rows with mean zero and variance one, scaled and shifted (Ba et al., arXiv:1607.06450).
 //!
-//! Techniques: `layer_norm_row` (one workgroup per row, three walks), `layer_norm_native`.
+//! Techniques: `layer_norm_held` (rows up to 8,192 elements or more in registers, see `held_rows.rs`), `layer_norm_row`
+//! (one workgroup per row of any length, three walks), `layer_norm_native`.
 
 use std::sync::Arc;
 
@@ -12,10 +13,12 @@ use crate::cpu::kernels::layer_norm::{LayerNormArgs, layer_norm};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
+use crate::ops::held_rows::{EDGES, Held, HeldRows};
 use crate::ops::{EPSILON_F16, EPSILON_F32, REDUCE_WORKGROUP};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
+const HELD: Source = wgsl!("layer_norm_held");
 const ROW: Source = wgsl!("layer_norm_row");
 const BIAS_NONE: Source = wgsl!("lib/column_bias_none");
 const BIAS_DENSE: Source = wgsl!("lib/column_bias_dense");
@@ -147,7 +150,10 @@ impl Op for LayerNorm {
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {
         match capabilities.backend {
             Backend::Cpu => self.native(&inputs[0]),
-            Backend::Gpu => self.row(inputs, capabilities).map(Technique::Gpu).into_iter().collect(),
+            Backend::Gpu => {
+                let launches = [self.held(inputs, capabilities), self.row(inputs, capabilities)];
+                launches.into_iter().flatten().map(Technique::Gpu).collect()
+            }
         }
     }
 }
@@ -170,6 +176,19 @@ impl LayerNorm {
             }
         };
         vec![Technique::Cpu(CpuKernel { name: "layer_norm_native", run: Arc::new(run) })]
+    }
+
+    fn held(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
+        let row = self.row(inputs, capabilities)?;
+        let length = self.length(&inputs[0]);
+        let held = HeldRows::new(inputs[0].len() / length, length, capabilities)?;
+        let Shader { mut libraries, mut constants, .. } = row.shader;
+        libraries.retain(|&library| library != REDUCE_WORKGROUP);
+        constants.retain(|(name, _)| *name != "LANES");
+        let whole = inputs[1..].iter().all(|factor| factor.len() == length);
+        constants.push(("WHOLE", Constant::Bool(whole)));
+        let shader = held.shader(HELD, Held::Changed, libraries, constants);
+        Some(Launch { shader, workgroups: held.workgroups(capabilities), ..row })
     }
 
     fn row(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
@@ -207,14 +226,19 @@ impl LayerNorm {
     }
 }
 
-/// Row lengths around the 64 and 256 lanes up to over 10,000, rows of several axes, factors shorter and longer than a row, with
-/// and without bias and statistics, no rows at all, more than 65,535 rows.
+/// Row lengths around what teams of 1 to 512 lanes hold and what they load, up to over 16,000, rows of several axes,
+/// factors shorter and longer than a row, with and without bias and statistics, no rows at all, more than 65,535 rows.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {
-        for length in [1, 2, 63, 64, 65, 255, 256, 257, 1021, 10_007] {
+        for length in EDGES {
             cases.push(case(dtype, &[3, length], [1, 1, 1], 1.0));
         }
+        // Rows of several teams, the last workgroup not full.
+        for (rows, length) in [(67, 3), (67, 4), (19, 33), (19, 64), (9, 250), (5, 500)] {
+            cases.push(case(dtype, &[rows, length], [1, 1, 1], 1.0));
+        }
+        cases.push(case(dtype, &[2, 3, 4, 6], [2, 3, 0], 1.0));
         for axis in 0..4 {
             cases.push(case(dtype, &[2, 3, 4, 5], [axis, axis, axis], 30.0));
         }

@@ -17,6 +17,7 @@ mod gather_pages;
 mod gru;
 mod gru_cases;
 mod gru_reference;
+mod held_rows;
 mod layer_norm;
 mod linear_attention;
 mod locally_connected;

@@ -1,6 +1,7 @@
 //! `rms_norm`: x / √(mean(x²) + epsilon) × weight along the last axis.
 //!
-//! Techniques: `rms_norm_row` (one workgroup per row), `rms_norm_native`.
+//! Techniques: `rms_norm_held` (rows up to 8,192 elements or more in registers, see `held_rows.rs`), `rms_norm_row`
+//! (one workgroup per row of any length, two walks), `rms_norm_native`.
 
 use std::sync::Arc;
 
@@ -12,12 +13,16 @@ use crate::cpu::kernels::rms_norm::rms_norm;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
+use crate::ops::held_rows::{EDGES, Held, HeldRows};
 use crate::ops::rotation::{NormRule, RowDefinition, WEIGHT_BINDING, norm_parts};
 use crate::ops::{EPSILON_F16, EPSILON_F32};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
+const HELD: Source = wgsl!("rms_norm_held");
 const ROW: Source = wgsl!("rms_norm_row");
+const WEIGHT_NONE: Source = wgsl!("lib/norm_weight_none");
+const WEIGHT_DENSE: Source = wgsl!("lib/norm_weight_dense");
 
 /// RMSNorm of `x` `[.., length]`; its weight `[length]` follows, if it has one.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -87,7 +92,10 @@ impl Op for RmsNorm {
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {
         match capabilities.backend {
             Backend::Cpu => self.native(&inputs[0]),
-            Backend::Gpu => self.row(inputs, capabilities).map(Technique::Gpu).into_iter().collect(),
+            Backend::Gpu => {
+                let launches = [self.held(inputs, capabilities), self.row(inputs, capabilities)];
+                launches.into_iter().flatten().map(Technique::Gpu).collect()
+            }
         }
     }
 }
@@ -100,6 +108,16 @@ impl RmsNorm {
             rms_norm(Elements::of(&inputs[0]), length, norm, ElementsMut::of(&mut outputs[0]));
         };
         vec![Technique::Cpu(CpuKernel { name: "rms_norm_native", run: Arc::new(run) })]
+    }
+
+    fn held(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
+        let (x, row) = (&inputs[0], self.row(inputs, capabilities)?);
+        let held = HeldRows::new(x.rows(), x.row_length(), capabilities)?;
+        let mut constants = vec![("Elem", Constant::Scalar(x.dtype))];
+        constants.extend(inputs.get(1).map(|weight| ("Weight", Constant::Scalar(weight.dtype))));
+        let weight = if self.rule.has_weight { WEIGHT_DENSE } else { WEIGHT_NONE };
+        let shader = held.shader(HELD, Held::AsRead, vec![weight], constants);
+        Some(Launch { shader, workgroups: held.workgroups(capabilities), ..row })
     }
 
     fn row(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
@@ -119,12 +137,17 @@ impl RmsNorm {
     }
 }
 
-/// Row lengths around the 64 and 256 lanes, a long row, large and small magnitudes, zero sizes, more than 65,535 rows.
+/// Row lengths around what teams of 1 to 512 lanes hold and what they load, a long row, large and small magnitudes,
+/// zero sizes, more than 65,535 rows.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {
-        for length in [1, 2, 63, 64, 65, 255, 256, 257, 1021] {
+        for length in EDGES {
             cases.push(case(&[3, length], dtype, Some(dtype), 1.0));
+        }
+        // Rows of several teams, the last workgroup not full.
+        for (rows, length) in [(67, 3), (67, 4), (19, 33), (19, 64), (9, 250), (5, 500)] {
+            cases.push(case(&[rows, length], dtype, Some(Dtype::F32), 1.0));
         }
         cases.push(case(&[2, 3, 80], dtype, None, 1.0));
         cases.push(case(&[2, 3, 80], dtype, None, 100.0));

@@ -1,6 +1,7 @@
 //! `softmax`: scaled softmax along the last axis, with sinks.
 //!
-//! Techniques: `softmax_row` (one workgroup per row, two walks), `softmax_native`.
+//! Techniques: `softmax_held` (rows up to 8,192 elements or more in registers, see `held_rows.rs`), `softmax_row`
+//! (one workgroup per row of any length, two walks), `softmax_native`.
 
 use std::sync::Arc;
 
@@ -12,6 +13,7 @@ use crate::cpu::kernels::softmax::{RowSinks, SoftmaxArgs, softmax};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
+use crate::ops::held_rows::{EDGES, Held, HeldRows};
 use crate::ops::sinks::{check_sinks, rows_of_a_head, sinks};
 use crate::ops::{
     EPSILON_F16, EPSILON_F32, EXCLUDED, REDUCE_WORKGROUP, ROW_SUM, SINKS_BINDING, SINKS_DENSE, SINKS_NONE,
@@ -19,6 +21,7 @@ use crate::ops::{
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
+const HELD: Source = wgsl!("softmax_held");
 const ROW: Source = wgsl!("softmax_row");
 
 /// `exp(scale · x) / (Σ exp(scale · x) + exp(sink))` along the last axis. A row of −inf only gives zeros.
@@ -114,7 +117,10 @@ impl Op for Softmax {
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {
         match capabilities.backend {
             Backend::Cpu => self.native(&inputs[0]),
-            Backend::Gpu => self.row(&inputs[0], capabilities).map(Technique::Gpu).into_iter().collect(),
+            Backend::Gpu => {
+                let launches = [self.held(&inputs[0], capabilities), self.row(&inputs[0], capabilities)];
+                launches.into_iter().flatten().map(Technique::Gpu).collect()
+            }
         }
     }
 }
@@ -130,6 +136,18 @@ impl Softmax {
         vec![Technique::Cpu(CpuKernel { name: "softmax_native", run: Arc::new(run) })]
     }
 
+    fn held(&self, x: &TensorDesc, capabilities: &Capabilities) -> Option<Launch> {
+        let row = self.row(x, capabilities)?;
+        let held = HeldRows::new(x.rows(), x.row_length(), capabilities)?;
+        let libraries = vec![EXCLUDED, self.sinks()];
+        let shader = held.shader(HELD, Held::Changed, libraries, vec![("Elem", Constant::Scalar(x.dtype))]);
+        Some(Launch { shader, workgroups: held.workgroups(capabilities), ..row })
+    }
+
+    fn sinks(&self) -> Source {
+        if self.has_sinks { SINKS_DENSE } else { SINKS_NONE }
+    }
+
     fn row(&self, x: &TensorDesc, capabilities: &Capabilities) -> Option<Launch> {
         if x.dtype == Dtype::F16 && !capabilities.f16 {
             return None;
@@ -137,7 +155,7 @@ impl Softmax {
         let lanes = if x.row_length() <= 256 { 64 } else { 256 };
         let shader = Shader {
             main: ROW,
-            libraries: vec![EXCLUDED, REDUCE_WORKGROUP, if self.has_sinks { SINKS_DENSE } else { SINKS_NONE }, ROW_SUM],
+            libraries: vec![EXCLUDED, REDUCE_WORKGROUP, self.sinks(), ROW_SUM],
             constants: vec![("LANES", Constant::U32(lanes)), ("Elem", Constant::Scalar(x.dtype))],
         };
         let [heads, seq_q] = rows_of_a_head(x).map(index);
@@ -156,13 +174,19 @@ impl Softmax {
     }
 }
 
-/// Row lengths around the 64 and 256 lanes up to over 100,000, large scores, rows of −inf, more than 65,535 rows.
+/// Row lengths around what teams of 1 to 512 lanes hold and what they load, up to over 100,000, large scores, rows of
+/// −inf, more than 65,535 rows.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     for dtype in [Dtype::F32, Dtype::F16] {
-        for length in [1, 2, 63, 64, 65, 255, 256, 257, 1021] {
+        for length in EDGES {
             cases.push(case(dtype, &[3, length], 1.0, Values::Normal(1.0)));
         }
+        // Rows of several teams, the last workgroup not full.
+        for (rows, length) in [(67, 3), (67, 4), (19, 33), (19, 64), (9, 250), (5, 500)] {
+            cases.push(case(dtype, &[rows, length], 1.0, Values::Normal(3.0)));
+        }
+        cases.push(case(dtype, &[6, 44], 1.0, Values::Bias { excluded: 0.9 }));
         cases.push(case(dtype, &[2, 3, 100], 0.125, Values::Normal(30.0)));
         cases.push(case(dtype, &[2, 33], -2.0, Values::Normal(1.0)));
         cases.push(case(dtype, &[4, 300], 1.0, Values::Bias { excluded: 0.5 }));
@@ -178,6 +202,7 @@ pub(super) fn cases() -> Vec<Case> {
         {
             cases.push(with_sinks(dtype, &shape, 0.5, values));
         }
+        cases.push(with_sinks(dtype, &[4, 3, 41], 1.0, Values::Bias { excluded: 0.5 }));
         cases.push(with_sinks(dtype, &[3, 2, 40], 1.0, Values::Bias { excluded: 1.0 }));
         cases.push(with_sinks(dtype, &[2, 3, 0], 1.0, Values::Normal(1.0)));
     }
