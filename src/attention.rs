@@ -4,10 +4,12 @@ mod lowering;
 mod plain;
 mod unfused;
 
+use std::sync::Arc;
+
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Tensor};
+use crate::graph::{Graph, Lowering, Tensor};
 use crate::mask::{Causal, Fill, Masking, Window};
-use crate::ops::{AttentionFused, Layout, Operands, ScoreMasks, Sizes};
+use crate::ops::{AttentionFused, Layout, Operands, ScoreMasks, Sizes, Split};
 use crate::precision::Precision;
 use lowering::Unfuse;
 use unfused::Unfused;
@@ -21,7 +23,7 @@ pub enum Strategy {
     Auto,
     /// matmul, mask_scores, softmax, matmul; scores are stored in f32.
     Unfused,
-    /// One pass over the keys; scores are never stored.
+    /// One pass over the keys, or one over each of several shares of them where queries are few; scores are never stored.
     Fused,
 }
 
@@ -169,10 +171,12 @@ impl Graph {
         let op = AttentionFused { scale, rule, operands, has_sinks, returns_lse, precision };
         let operands = qkv.into_iter().chain(options.stored());
         let inputs: Vec<_> = operands.chain(options.sinks).chain(tensors).collect();
-        let lowerings = match options.strategy {
-            Strategy::Auto => Unfuse::of(options, &rule, &inputs, returns).into_iter().collect(),
-            Strategy::Fused | Strategy::Unfused => Vec::new(),
+        let unfuse = match options.strategy {
+            Strategy::Auto => Unfuse::of(options, &rule, &inputs, returns),
+            Strategy::Fused | Strategy::Unfused => None,
         };
+        let split = op.splits().then(|| Arc::new(Split(op)) as Arc<dyn Lowering>);
+        let lowerings = split.into_iter().chain(unfuse).collect();
         self.add_lowerable(op, &inputs, lowerings)
     }
 

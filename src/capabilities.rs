@@ -51,6 +51,17 @@ pub struct Capabilities {
     pub workgroups: u32,
     /// Storage buffers that one shader may bind.
     pub storage_buffers: u32,
+    /// Processors, each of which runs several workgroups at once. wgpu does not tell how many a GPU has, so that one counts
+    /// as large as [`PROCESSORS`]; software devices and the native backend have the host's threads.
+    pub processors: u32,
+}
+
+/// Processors that a GPU is taken to have: an H200 has 132.
+pub const PROCESSORS: u32 = 128;
+
+/// Threads that the host runs at once.
+pub(crate) fn host_threads() -> u32 {
+    std::thread::available_parallelism().map_or(1, |threads| u32::try_from(threads.get()).unwrap_or(u32::MAX))
 }
 
 impl Capabilities {
@@ -73,6 +84,7 @@ impl Capabilities {
             binding_bytes: 128 << 20,
             workgroups: 65_535,
             storage_buffers: 8,
+            processors: PROCESSORS,
         }
     }
 
@@ -100,6 +112,7 @@ impl Capabilities {
             f16: true,
             binding_bytes: u64::MAX,
             storage_buffers: u32::MAX,
+            processors: host_threads(),
             ..Self::baseline()
         }
     }

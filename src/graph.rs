@@ -68,8 +68,8 @@ pub(crate) trait Lowering: fmt::Debug + Send + Sync {
     /// Whether a device of these capabilities, on which the op offers these techniques, is better off with the nodes.
     fn wins(&self, inputs: &[TensorDesc], offered: &[Technique], capabilities: &Capabilities) -> bool;
 
-    /// Adds the nodes; returns what they compute in the order of the op's outputs. `inputs` are the node's.
-    fn build(&self, graph: &mut Graph, inputs: &[Tensor]) -> Result<Vec<Tensor>>;
+    /// Adds the nodes for a device; returns what they compute in the order of the op's outputs. `inputs` are the node's.
+    fn build(&self, graph: &mut Graph, inputs: &[Tensor], capabilities: &Capabilities) -> Result<Vec<Tensor>>;
 }
 
 /// A computation on dense tensors. Shapes are checked as it is built.
@@ -258,12 +258,12 @@ impl Graph {
     }
 
     /// Puts the nodes of a lowering in the place of node `index`, whose outputs become reshapes of theirs.
-    pub(crate) fn lower(&mut self, index: usize, lowering: &dyn Lowering) -> Result<()> {
+    pub(crate) fn lower(&mut self, index: usize, lowering: &dyn Lowering, capabilities: &Capabilities) -> Result<()> {
         let node = self.nodes[index].clone();
         let mut part = Self::new();
         let descs = node.inputs.iter().map(|input| &self.tensors[input.index].desc).enumerate();
         let inputs = descs.map(|(at, desc)| part.input(&at.to_string(), desc.clone())).collect::<Result<Vec<_>>>()?;
-        let results = lowering.build(&mut part, &inputs)?;
+        let results = lowering.build(&mut part, &inputs, capabilities)?;
         // The part's tensors as this graph's: its inputs are the node's, and come first.
         let mut tensors = node.inputs.clone();
         for info in part.tensors.drain(inputs.len()..) {

@@ -16,7 +16,8 @@ use crate::tensor::{Dtype, HostTensor, TensorDesc};
 #[derive(Debug, Clone, Default)]
 pub struct PlanOptions {
     /// Pairs of op and technique, such as `("matmul", "matmul_tiled")`: every node of the op runs that technique. Attention
-    /// that was built with [`Strategy::Auto`](crate::Strategy::Auto) also has `("attention_fused", "unfused")`.
+    /// that was built with [`Strategy::Auto`](crate::Strategy::Auto) also has `("attention_fused", "unfused")`, and any that
+    /// is not unfused and whose fill excludes `("attention_fused", "split")`.
     pub techniques: Vec<(String, String)>,
 }
 
@@ -200,7 +201,7 @@ fn lowered<'a>(graph: &'a Graph, capabilities: &Capabilities, options: &PlanOpti
         });
         match wanted.cloned() {
             // What comes in its place may have lowerings of its own.
-            Some(lowering) => graph.to_mut().lower(index, &*lowering)?,
+            Some(lowering) => graph.to_mut().lower(index, &*lowering, capabilities)?,
             None => index += 1,
         }
     }

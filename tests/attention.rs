@@ -12,10 +12,10 @@ use std::process::ExitCode;
 
 use common::{Subject, Verdict, each_device, each_of, run};
 use libtest_mimic::{Completion, Trial};
-use problem::{Pages, Problem, check, draw, graph, problem};
+use problem::{Pages, Problem, check, check_split, draw, graph, problem};
 use regard::capabilities::Backend;
 use regard::{
-    Attention, Causal, Device, Dtype, Fill, Graph, HostTensor, Plan, PlanOptions, Strategy, Window, reference,
+    Attention, Causal, Device, Dtype, Fill, Graph, HostTensor, Layout, Plan, PlanOptions, Strategy, Window, reference,
 };
 
 fn main() -> ExitCode {
@@ -38,6 +38,9 @@ fn main() -> ExitCode {
     trials.extend(each_device("packed sequences are as each alone", packed_is_each_alone));
     trials.extend(each_device("steps leave the output alone", steps_leave_the_output_alone));
     trials.extend(each_device("random problems", random::check_some));
+    trials.extend(each_device("split: decoding steps", decoding_steps_split));
+    trials.extend(each_device("split: where it wins", few_queries_over_many_keys_are_split));
+    trials.extend(each_device("split: random problems", random::check_shares));
     trials.extend(each_of(&[Backend::Gpu], "random problems, eight storage buffers", random::check_poor));
     trials.push(Trial::test("random problems have every option", random::have_every_option));
     run(trials)
@@ -302,6 +305,91 @@ fn wide_heads_are_unfused(subject: &Subject) -> Verdict {
         assert_eq!(ops(&forced)?, unfused);
         let fused = Plan::preview(&subject.device, &graph(&problem, Strategy::Fused), &options);
         assert_eq!(fused.is_ok(), narrow || native, "head_dim {head_dim} and {head_dim_v}");
+    }
+    Ok(Completion::Completed)
+}
+
+/// Few queries over shares of the keys: grouped heads, lengths, pages, every cache, windows, sinks, the sums, packed queries.
+fn decoding_steps_split(subject: &Subject) -> Verdict {
+    let plain = Attention::default();
+    let causal = Attention { causal: Some(Causal::BottomRight), ..plain };
+    let window = Attention { window: Some(Window { left: Some(70), right: Some(0), align: None }), ..causal };
+    let seq_first = Attention { q_layout: Layout::SeqFirst, kv_layout: Layout::SeqFirst, ..causal };
+    let merged = Attention { q_layout: Layout::Merged { heads: 4 }, kv_layout: Layout::Merged { heads: 2 }, ..causal };
+    let sinks = Some(vec![0.5, f32::NEG_INFINITY, 4.0, -2.0]);
+    let sizes = |seq_q| [2, 4, 2, seq_q, 300, 16, 20];
+    let lengths = |problem: Problem, lengths: [u32; 2]| Problem { kv_lengths: Some(lengths.to_vec()), ..problem };
+    let table = vec![4, 0, 8, 2, 6, 1, 3, 5, 7, 9, 10, 11];
+    let pages = |size| Some(Pages { size, count: 12, table: table[..600 / size].to_vec() });
+    let stored = |problem: Problem, dtype, kv_dtype| Problem { dtype, kv_dtype, ..problem };
+    let one = problem("one query", sizes(1), plain);
+    let three = lengths(problem("three queries, lengths, causal", sizes(3), causal), [230, 77]);
+    let mut problems = vec![
+        one.clone(),
+        problem("eight heads on one", [2, 8, 1, 1, 300, 64, 64], plain),
+        problem("five heads on one", [1, 5, 1, 1, 300, 24, 24], plain),
+        Problem { lse: true, ..problem("two queries, the sums", sizes(2), causal) },
+        Problem { lse: true, sinks: sinks.clone(), ..three.clone() },
+        lengths(Problem { sinks: sinks.clone(), ..problem("a sequence without keys", sizes(1), causal) }, [0, 299]),
+        Problem {
+            q_lengths: Some(vec![2, 0]),
+            lse: true,
+            sinks,
+            ..problem("sinks where rows do not exist", sizes(3), plain)
+        },
+        lengths(problem("window", sizes(2), window), [300, 130]),
+        problem("seq-first", sizes(2), seq_first),
+        problem("merged", sizes(2), merged),
+        Problem { pages: pages(50), ..lengths(problem("pages", sizes(1), plain), [120, 300]) },
+        Problem { pages: pages(100), ..lengths(problem("pages, three queries", sizes(3), causal), [120, 300]) },
+        Problem { mask: Some(vec![2, 1, 1, 300]), ..problem("boolean", sizes(1), plain) },
+        Problem {
+            bias: Some((Dtype::F32, vec![4, 1, 300])),
+            slopes: Some(vec![4]),
+            ..lengths(problem("everything", sizes(2), Attention { softcap: Some(3.0), ..window }), [300, 130])
+        },
+        Problem { q_starts: Some(vec![0, 1, 3]), ..problem("packed queries", [2, 4, 2, 3, 300, 16, 20], causal) },
+        Problem { deviation: 30.0, ..problem("scores of thousands", [1, 2, 1, 1, 300, 64, 64], plain) },
+        problem("wide heads", [1, 2, 1, 1, 140, 512, 512], plain),
+    ];
+    problems.iter_mut().filter(|problem| problem.q_starts.is_some()).for_each(|problem| problem.q[0] = 1);
+    for (dtype, kv_dtype) in
+        [(Dtype::F16, Dtype::F16), (Dtype::BF16, Dtype::BF16), (Dtype::F32, Dtype::I8), (Dtype::F16, Dtype::I8)]
+    {
+        let name = format!("{dtype}, cache of {kv_dtype}");
+        problems.push(Problem { name: name.clone(), ..stored(three.clone(), dtype, kv_dtype) });
+        let paged = Problem { pages: pages(50), ..lengths(one.clone(), [120, 300]) };
+        problems.push(Problem { name: name + " in pages", ..stored(paged, dtype, kv_dtype) });
+    }
+    let fitting = problems.iter().filter(|problem| problem.fits(&subject.device));
+    for problem in fitting {
+        let has_shares = check_split(&subject.device, problem).map_err(|why| format!("{}: {why}", problem.name))?;
+        assert!(has_shares || subject.device.capabilities().storage_buffers < 12, "{} has no shares", problem.name);
+    }
+    Ok(Completion::Completed)
+}
+
+/// A plan takes shares by itself where queries are few and keys many, one where that is enough for the device, on GPUs only.
+fn few_queries_over_many_keys_are_split(subject: &Subject) -> Verdict {
+    let gpu = subject.device.capabilities().backend == Backend::Gpu;
+    let assigned = Attention { fill: Fill::Assign(-1e9), ..Attention::default() };
+    let plain = Attention::default();
+    for (name, sizes, options, split) in [
+        ("a step", [1, 4, 2, 1, 4096, 8, 8], plain, gpu),
+        ("few keys", [1, 4, 2, 1, 256, 8, 8], plain, false),
+        ("many queries", [1, 4, 2, 64, 4096, 8, 8], plain, false),
+        ("many workgroups", [64, 64, 64, 1, 1024, 1, 1], plain, gpu),
+        ("assigned", [1, 4, 2, 1, 4096, 8, 8], assigned, false),
+    ] {
+        let graph = graph(&problem(name, sizes, options), Strategy::Auto);
+        let plan = Plan::preview(&subject.device, &graph, &PlanOptions::default())?;
+        let ops: Vec<_> = plan.steps.iter().map(|step| step.op).collect();
+        let wanted = if split { &["attention_split", "attention_combine"][..] } else { &["attention_fused"] };
+        assert_eq!(ops, wanted, "{name} on {}", subject.name);
+        assert_eq!(plan.to_string().contains("for attention_fused"), split, "{plan}");
+        if name == "many workgroups" && gpu {
+            assert_eq!(plan.steps[0].outputs[0].shape[0], 1, "one share is enough: {plan}");
+        }
     }
     Ok(Completion::Completed)
 }

@@ -11,8 +11,8 @@ use regard::case::CaseInput;
 use regard::compare::{NanMeans, Tolerance, compare};
 use regard::ops::{Angles, AppendOptions, KvCache, Layout, Pairs, Positions, RotaryOptions, rotary_caches};
 use regard::{
-    Attention, Causal, Checks, Device, DeviceOptions, Dtype, Graph, HostTensor, Plan, Result, Select, Tensor,
-    TensorDesc, reference,
+    Attention, Causal, Checks, Device, DeviceOptions, Dtype, Graph, HostTensor, Plan, PlanOptions, Result, Select,
+    Tensor, TensorDesc, reference,
 };
 
 const BATCH: usize = 3;
@@ -35,8 +35,16 @@ fn main() -> ExitCode {
     for (name, kind) in [("", Kind::Floats), (", i8 cache", Kind::Levels), (", paged cache", Kind::Pages)] {
         for dtype in [Dtype::F32, Dtype::F16] {
             let name = format!("512 steps are one prefill, {dtype}{name}");
-            trials.extend(each_device(&name, move |subject| steps_are_one_prefill(subject, Store { dtype, kind })));
+            trials
+                .extend(each_device(&name, move |subject| steps_are_one_prefill(subject, Store { dtype, kind }, None)));
         }
+        // What the device does not choose: shares of the keys, or one pass.
+        let name = format!("512 steps are one prefill, f32{name}, the other way");
+        let store = Store { dtype: Dtype::F32, kind };
+        trials.extend(each_device(&name, move |subject| {
+            let native = subject.device.capabilities().backend == Backend::Cpu;
+            steps_are_one_prefill(subject, store, Some(if native { "split" } else { "attention_fused" }))
+        }));
     }
     run(trials)
 }
@@ -254,14 +262,16 @@ impl Sequences {
     }
 }
 
-fn steps_are_one_prefill(subject: &Subject, store: Store) -> Verdict {
+fn steps_are_one_prefill(subject: &Subject, store: Store, attention: Option<&str>) -> Verdict {
     if store.dtype == Dtype::F16 && !subject.device.capabilities().f16 {
         return Ok(Completion::ignored_with("the device has no f16 in shaders"));
     }
     let device = fresh(subject)?;
     let sequences = Sequences::new(store.dtype);
     let mut prefill = Plan::new(&device, &sequences.prefill(store)?)?;
-    let mut step = Plan::new(&device, &sequences.step(store)?)?;
+    let techniques = attention.map(|technique| ("attention_fused".into(), technique.into()));
+    let options = PlanOptions { techniques: techniques.into_iter().collect() };
+    let mut step = Plan::with_options(&device, &sequences.step(store)?, &options)?;
     for (name, empty) in store.empty() {
         let shared = device.upload(&empty)?;
         prefill.bind(name, &shared)?;

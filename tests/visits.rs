@@ -1,5 +1,5 @@
-//! How many elements of keys and values `attention_fused` loads, counted by the kernel itself: the library file that reads
-//! them is exchanged for one that counts.
+//! How many elements of keys and values `attention_fused` and `attention_split` load, counted by the kernel itself: the library
+//! file that reads them is exchanged for one that counts.
 
 mod common;
 
@@ -13,7 +13,7 @@ use regard::case::{CaseInput, Values};
 use regard::compare::{NanMeans, Tolerance, compare};
 use regard::mask::Masking;
 use regard::op::{Cost, CpuKernel, Op, Rows, Technique, Update};
-use regard::ops::{AttentionFused, ScoreRule};
+use regard::ops::{AttentionFused, AttentionSplit, ScoreRule};
 use regard::shader::{Constant, Source};
 use regard::{Causal, Dtype, Graph, HostTensor, Plan, PlanOptions, Result, TensorDesc, Window};
 
@@ -21,11 +21,12 @@ use regard::{Causal, Dtype, Graph, HostTensor, Plan, PlanOptions, Result, Tensor
 type Named = (&'static str, fn(&Subject) -> Verdict);
 
 fn main() -> ExitCode {
-    let tests: [Named; 5] = [
+    let tests: [Named; 6] = [
         ("all keys, and each of them once for each tile of queries", dense),
         ("causality at 4096 leaves at most 60 % of the key tiles", causal),
         ("a window of 256 at 16384 leaves under 5 %", window),
         ("a decoding step reads what the lengths say", lengths),
+        ("a window of a decoding step in shares is all that is read", window_of_shares),
         ("tiles that a boolean mask hides are not read", masked),
     ];
     let counts = tests.into_iter().flat_map(|(name, test)| each_of(&[Backend::Gpu], name, test));
@@ -33,6 +34,9 @@ fn main() -> ExitCode {
 }
 
 const HEAD_DIM: usize = 16;
+
+/// Techniques of `attention_split` on a GPU.
+const SPLIT: [&str; 2] = ["attention_split", "attention_split_direct"];
 const COUNTED: Source = Source {
     name: "lib/kv_counted",
     text: "
@@ -62,11 +66,11 @@ fn v_four(row: u32, d: u32) -> vec4<f32> {
 };
 const COUNTER_BINDING: u32 = 30;
 
-/// `attention_fused` with one output more: how many elements of k and of v were read.
+/// `attention_fused` or `attention_split` with one output more: how many elements of k and of v were read.
 #[derive(Debug)]
-struct Counted(AttentionFused);
+struct Counted<T>(T);
 
-impl Op for Counted {
+impl<T: Op> Op for Counted<T> {
     fn name(&self) -> &'static str {
         "attention_counted"
     }
@@ -103,8 +107,11 @@ impl Op for Counted {
             }
             Technique::Cpu(kernel) => Technique::Cpu(CpuKernel {
                 name: kernel.name,
-                // It counts nothing, and knows of no second output.
-                run: Arc::new(move |inputs, outputs| (kernel.run)(inputs, &mut outputs[..1])),
+                // It counts nothing, and knows of no output more.
+                run: Arc::new(move |inputs, outputs| {
+                    let (_, own) = outputs.split_last_mut().expect("the counters are an output");
+                    (kernel.run)(inputs, own)
+                }),
             }),
         };
         self.0.techniques(inputs, capabilities).into_iter().map(counted).collect()
@@ -125,6 +132,11 @@ impl Problem {
 
     fn op(&self) -> AttentionFused {
         AttentionFused { scale: 0.25, rule: self.rule, ..AttentionFused::default() }
+    }
+
+    fn split(&self) -> AttentionSplit {
+        let AttentionFused { scale, rule, operands, .. } = self.op();
+        AttentionSplit { scale, rule, operands, splits: 5 }
     }
 
     fn values(&self) -> Vec<HostTensor> {
@@ -155,9 +167,12 @@ impl Problem {
         let mut graph = Graph::new();
         let inputs = names.iter().zip(&values).map(|(name, value)| graph.input(name, value.desc().clone()));
         let inputs = inputs.collect::<Result<Vec<_>>>()?;
-        let outputs = graph.add(Counted(self.op()), &inputs)?;
+        let outputs = match technique.starts_with("attention_split") {
+            true => graph.add(Counted(self.split()), &inputs)?,
+            false => graph.add(Counted(self.op()), &inputs)?,
+        };
         graph.output("y", outputs[0])?;
-        graph.output("loads", outputs[1])?;
+        graph.output("loads", outputs[outputs.len() - 1])?;
         let given: Vec<_> = names.iter().map(String::as_str).zip(&values).collect();
         let options = PlanOptions { techniques: vec![("attention_counted".into(), technique.into())] };
         let mut outputs = Plan::with_options(&subject.device, &graph, &options)?.run(&given)?;
@@ -245,12 +260,24 @@ fn lengths(subject: &Subject) -> Verdict {
         problem.rule.has_lengths = true;
         problem.tensors.push(HostTensor::u32(&[3], lengths.to_vec())?);
         let wanted = kv_heads as u64 * u64::from(lengths.iter().sum::<u32>());
-        for (technique, _) in problem.techniques(subject) {
+        let techniques = problem.techniques(subject).into_iter().map(|(technique, _)| technique);
+        for technique in techniques.chain(SPLIT) {
             for read in problem.rows_read(subject, technique)? {
                 let few = read as f64 <= 1.1 * wanted as f64;
                 assert!(few, "{technique}, {heads} heads on {kv_heads}: {read} rows, {wanted} exist");
             }
         }
+    }
+    Ok(Completion::Completed)
+}
+
+/// From the tile that the window begins in up to the last key, once for the four heads of each key head.
+fn window_of_shares(subject: &Subject) -> Verdict {
+    let window = Some(Window { left: Some(255), right: Some(0), align: None });
+    let masking = Masking { causal: Some(Causal::BottomRight), window, ..Masking::default() };
+    let problem = Problem::new([1, 8, 2, 1, 16_384], masking);
+    for technique in SPLIT {
+        assert_eq!(problem.rows_read(subject, technique)?, [2 * 256; 2], "{technique}");
     }
     Ok(Completion::Completed)
 }

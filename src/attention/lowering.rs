@@ -37,7 +37,7 @@ impl Lowering for Unfuse {
         offered.is_empty() && capabilities.has_types(inputs)
     }
 
-    fn build(&self, graph: &mut Graph, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+    fn build(&self, graph: &mut Graph, inputs: &[Tensor], _capabilities: &Capabilities) -> Result<Vec<Tensor>> {
         let options = self.options.map(|tensor| renamed(tensor, &self.inputs, inputs));
         let [q, k, v] = [inputs[0], inputs[1], inputs[2]];
         match self.returns {

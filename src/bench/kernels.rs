@@ -14,11 +14,11 @@ use crate::graph::Graph;
 use crate::mask::{Causal, Masking};
 use crate::op::Technique;
 use crate::ops::{
-    AppendKv, Assign, AxisPadding, AxisSlice, Binary, Cast, Concat, Conv2d, Counted, Dequantize, Elementwise,
-    Embedding, GatherPages, Gru, ImageLayout, LayerNorm, Layout, LinearAttention, LocallyConnected, LogSumExp, Lstm,
-    MaskScores, MatMul, MaxPoolIndices, MergeHeads, NormRule, Operand, Pad, Padding, Pairs, Pool2d, PoolKind,
-    PositionRule, Quantize, Reduce, ReducedAxes, Reduction, RmsNorm, Rotary, Rounding, ScoreRule, Slice, Softmax,
-    SplitHeads, Statistics, Step, TensorScatter, Transpose, Unary, Window2d, Wrap,
+    AppendKv, Assign, AttentionCombine, AttentionSplit, AxisPadding, AxisSlice, Binary, Cast, Concat, Conv2d, Counted,
+    Dequantize, Elementwise, Embedding, GatherPages, Gru, ImageLayout, LayerNorm, Layout, LinearAttention,
+    LocallyConnected, LogSumExp, Lstm, MaskScores, MatMul, MaxPoolIndices, MergeHeads, NormRule, Operand, Operands,
+    Pad, Padding, Pairs, Pool2d, PoolKind, PositionRule, Quantize, Reduce, ReducedAxes, Reduction, RmsNorm, Rotary,
+    Rounding, ScoreRule, Slice, Softmax, SplitHeads, Statistics, Step, TensorScatter, Transpose, Unary, Window2d, Wrap,
 };
 use crate::plan::PlanOptions;
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
@@ -167,6 +167,8 @@ fn cases() -> Vec<Case> {
             exact,
         ),
         linear_attention(),
+        attention_split(),
+        attention_combine(),
         Case::new(
             "conv2d b=8,c=64,56x56,3x3",
             Conv2d { padding: Padding::all(1), ..Conv2d::default() },
@@ -265,6 +267,37 @@ fn linear_attention() -> Case {
     let roundings = 2.0 + (seq as f64).sqrt() + (head_dim as f64).sqrt();
     let tolerance = Tolerance::of_scale(8.0 * roundings * EPSILON_F32);
     Case::new("linear_attention b=1,h=8,s=1024,d=64", op, vec![input.clone(), input.clone(), input], tolerance)
+}
+
+/// A decoding step over 4,096 keys in 8 shares; keys and values of 32 MiB each.
+fn attention_split() -> Case {
+    let op = AttentionSplit {
+        scale: 128.0_f32.sqrt().recip(),
+        rule: ScoreRule::default(),
+        operands: Operands::default(),
+        splits: 8,
+    };
+    let cache = || CaseInput::normal(Dtype::F32, &[2, 8, 4096, 128], 1.0);
+    let inputs = vec![CaseInput::normal(Dtype::F32, &[2, 32, 1, 128], 1.0), cache(), cache()];
+    // A score, which reaches 5, has about √128 roundings, and each weight relatively as many.
+    let tolerance = Tolerance::of_scale((2.0 * 5.0 * (2.0 + 128.0_f64.sqrt()) + 32.0) * EPSILON_F32);
+    Case::new("attention_split b=2,h=32/8,keys=4096,d=128,splits=8", op, inputs, tolerance)
+}
+
+/// Partial results of 64 MiB.
+fn attention_combine() -> Case {
+    let op = AttentionCombine {
+        dtype: Dtype::F32,
+        layout: Layout::HeadsFirst,
+        has_sinks: false,
+        has_q_lengths: false,
+        has_q_starts: false,
+        returns_lse: false,
+    };
+    let inputs = [&[16, 256, 32, 1, 128][..], &[16, 256, 32, 1]].map(|shape| CaseInput::normal(Dtype::F32, shape, 1.0));
+    // Differences of sums, which reach 10, and a few roundings of weights, sum and quotient.
+    let tolerance = Tolerance::of_scale(40.0 * EPSILON_F32);
+    Case::new("attention_combine splits=16,b=256,h=32,d=128", op, inputs.to_vec(), tolerance)
 }
 
 /// Windows side by side over 64 MiB of images.

@@ -29,11 +29,18 @@ pub enum Suite {
     Layer,
     /// That layer, and the attention of models in use: all-MiniLM-L6-v2, BERT-base, GPT-2, Llama 3 8B.
     Layers,
+    /// Decoding steps over 1,024 to 65,536 keys: whether time grows as the keys do.
+    Decode,
 }
 
 /// Each suite with its name.
-const NAMES: [(&str, Suite); 4] =
-    [("quick", Suite::Quick), ("kernels", Suite::Kernels), ("layer", Suite::Layer), ("layers", Suite::Layers)];
+const NAMES: [(&str, Suite); 5] = [
+    ("quick", Suite::Quick),
+    ("kernels", Suite::Kernels),
+    ("layer", Suite::Layer),
+    ("layers", Suite::Layers),
+    ("decode", Suite::Decode),
+];
 
 impl Suite {
     /// Name as users write it.
@@ -60,6 +67,7 @@ impl Suite {
             Self::Quick => self.attention(&quick(), strategy),
             Self::Kernels => kernels::tasks(capabilities),
             Self::Layer => Ok(vec![layer(strategy.unwrap_or_default())?]),
+            Self::Decode => self.attention(&decode(), strategy),
             Self::Layers => {
                 let mut tasks = vec![layer(strategy.unwrap_or_default())?];
                 tasks.extend(self.attention(&models(), strategy)?);
@@ -109,6 +117,12 @@ const fn quick() -> [Problem; 9] {
         Problem::new(1, 4, 2048, 128).causal(),
         Problem::new(1, 4, 2048, 128),
     ]
+}
+
+/// One query for each of 32 heads on 8 key heads; the most keys are 128 MiB, which every device binds.
+fn decode() -> [Problem; 7] {
+    let step = Problem { kv_heads: 8, seq_q: 1, ..Problem::new(1, 32, 1024, 64) };
+    std::array::from_fn(|doubled| Problem { seq_kv: 1024 << doubled, ..step })
 }
 
 /// all-MiniLM-L6-v2 on 32 sentences of 32 tokens, BERT-base on 8 of 512, GPT-2 on 1,024 tokens, Llama 3 8B on a prompt of 2,048 and
@@ -187,7 +201,7 @@ mod tests {
             assert!(!tasks.is_empty(), "{name}");
             assert!(tasks.iter().all(|task| task.graph.outputs().map(|(name, _)| name).eq(["out"])), "{name}");
         }
-        assert!("fast".parse::<Suite>().unwrap_err().to_string().contains("quick, kernels, layer, layers"));
+        assert!("fast".parse::<Suite>().unwrap_err().to_string().contains("quick, kernels, layer, layers, decode"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// auto, gpu, cpu, or part of an adapter's name; lavapipe is the software Vulkan device
     #[arg(long, default_value = "auto", value_parser = parse_select)]
     device: Select,
-    /// quick, kernels, layer or layers; quick when no problem is given either
+    /// quick, kernels, layer, layers or decode; quick when no problem is given either
     #[arg(long)]
     suite: Option<Suite>,
     /// An attention problem of your own, such as b=1,h=8,s=1024,d=64,causal
@@ -125,7 +125,9 @@ fn tasks(args: &Args, device: &Device) -> regard::Result<Vec<Task>> {
 fn check_technique(op: &str, technique: &str, capabilities: &Capabilities) -> regard::Result<()> {
     let cases = REGISTRY.iter().filter(|entry| entry.name == op).flat_map(|entry| (entry.cases)());
     let techniques = cases.flat_map(|case| case.op.techniques(&case.descs(), capabilities));
-    let names: BTreeSet<_> = techniques.map(|technique| technique.name()).collect();
+    let mut names: BTreeSet<_> = techniques.map(|technique| technique.name()).collect();
+    // Several steps in the place of one.
+    names.extend(if op == "attention_fused" { &["split", "unfused"][..] } else { &[] });
     if names.contains(technique) {
         return Ok(());
     }

@@ -1,6 +1,6 @@
 //! Which adapters there are and what they can do.
 
-use crate::capabilities::{Backend, Capabilities, CooperativeMatrix};
+use crate::capabilities::{Backend, Capabilities, CooperativeMatrix, PROCESSORS, host_threads};
 use crate::device::Select;
 use crate::error::{Error, Result};
 
@@ -116,9 +116,10 @@ pub(super) fn capabilities(adapter: &wgpu::Adapter, features: wgpu::Features, li
         factors: format!("{:?}", matrix.ab_type).to_lowercase(),
         accumulator: format!("{:?}", matrix.cr_type).to_lowercase(),
     });
+    let software = info.device_type == wgpu::DeviceType::Cpu;
     Capabilities {
         backend: Backend::Gpu,
-        software: info.device_type == wgpu::DeviceType::Cpu,
+        software,
         f16: features.contains(wgpu::Features::SHADER_F16),
         subgroups: subgroups.then_some((info.subgroup_min_size, info.subgroup_max_size)),
         timestamps: features.contains(wgpu::Features::TIMESTAMP_QUERY),
@@ -128,5 +129,6 @@ pub(super) fn capabilities(adapter: &wgpu::Adapter, features: wgpu::Features, li
         binding_bytes: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
         workgroups: limits.max_compute_workgroups_per_dimension,
         storage_buffers: limits.max_storage_buffers_per_shader_stage,
+        processors: if software { host_threads() } else { PROCESSORS },
     }
 }

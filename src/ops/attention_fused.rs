@@ -9,6 +9,8 @@
 //!   rounded to it; first where query rows fill them.
 //! - `attention_native`, query rows in vector lanes, see `src/cpu/kernels/attention.rs`.
 //!
+//! A plan may have `attention_split` and `attention_combine` in its place, for few query rows over many keys.
+//!
 //! What to expect of f32 at head_dim 64 on a GPU like an H200 (67 TFLOP/s, copies of 4.3 TB/s, 228 KiB and 65,536 registers to
 //! a processor). **Estimates from the tiles' sizes; none is measured**:
 //!
@@ -35,7 +37,7 @@
 //!   2.2 s of processor time to compile on lavapipe 22.3, 1.0 s with the loop over workgroup memory and without a second
 //!   loop over the values of poisoned tiles.
 
-mod cases;
+pub(super) mod cases;
 mod coop;
 mod definition;
 mod lanes;
@@ -47,6 +49,8 @@ mod tests;
 mod tiled;
 
 pub(super) use cases::cases;
+pub(super) use definition::shares;
+pub(super) use launch::{Kernel, LSE_BINDING, LSE_DENSE, LSE_NONE, output_files};
 
 use crate::capabilities::{Backend, Capabilities};
 use crate::error::{Error, Result};
@@ -179,15 +183,25 @@ impl AttentionFused {
         self.operands.tensors() + usize::from(self.has_sinks)
     }
 
-    fn sinks<'a, T>(&self, inputs: &'a [T]) -> Option<&'a T> {
+    pub(super) fn sinks<'a, T>(&self, inputs: &'a [T]) -> Option<&'a T> {
         self.has_sinks.then(|| &inputs[self.operands.tensors()])
     }
 
-    fn sizes(&self, inputs: &[TensorDesc]) -> Result<Sizes> {
+    pub(super) fn sizes(&self, inputs: &[TensorDesc]) -> Result<Sizes> {
         self.operands.sizes(inputs)
     }
 
-    fn checked(&self, sizes: &Sizes, inputs: &[TensorDesc]) -> Result<Checked> {
+    /// Query lengths and query starts.
+    pub(super) fn queries<T: Copy>(&self, inputs: &[T]) -> [Option<T>; 2] {
+        self.rule.queries(&inputs[self.own()..]).map(|tensor| tensor.copied())
+    }
+
+    /// Keys from the first to the last that some query may look at, as far as shapes say.
+    pub(super) fn keys_seen(&self, sizes: &Sizes, inputs: &[TensorDesc]) -> Result<usize> {
+        Ok(self.checked(sizes, inputs)?.visit().span(sizes.seq_q, sizes.seq_kv))
+    }
+
+    pub(super) fn checked(&self, sizes: &Sizes, inputs: &[TensorDesc]) -> Result<Checked> {
         let checked = Checked::new("attention", self.rule, sizes.scores(), &inputs[self.own()..])?;
         checked.check_key_batch("attention", sizes.kv_batch)?;
         Ok(checked)

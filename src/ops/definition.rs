@@ -1,5 +1,7 @@
 //! What happens to a score, as its definition says it: for references, without a thought for speed.
 
+use std::ops::Range;
+
 use crate::mask::{Causal, Fill};
 use crate::ops::ScoreRule;
 use crate::tensor::HostTensor;
@@ -92,6 +94,15 @@ impl Definition {
     /// The batch element of the keys that a row's query looks at.
     pub fn key_batch(&self, row: usize) -> Option<usize> {
         self.query(row).map(|query| if self.rule.has_kv_starts { 0 } else { query.sequence })
+    }
+
+    /// Share number `share` of `splits` of the keys that a row's query has, as they lie in one batch element.
+    pub fn share(&self, row: usize, share: usize, splits: usize) -> Range<usize> {
+        let Some(query) = self.query(row) else { return 0..0 };
+        let (first_key, keys) = self.keys(query.sequence);
+        let each = keys.div_ceil(splits).next_multiple_of(64);
+        let end = |share: usize| first_key + keys.min(share * each);
+        end(share)..end(share + 1)
     }
 
     /// What becomes of a scaled score.
@@ -221,6 +232,19 @@ mod tests {
             [[NONE; 5], [0.0, 0.0, NONE, NONE, NONE], [0.0, 0.0, 0.0, NONE, NONE], [NONE, NONE, NONE, NONE, 0.0]];
         assert_eq!(got[..4], wanted);
         assert_eq!(got[4], [NONE; 5]);
+    }
+
+    #[test]
+    fn shares_are_of_the_keys_that_exist() {
+        let rule = ScoreRule { has_lengths: true, ..ScoreRule::default() };
+        let definition = Definition::new(rule, &[3, 1, 1, 999], &[&u32s(&[130, 64, 999])]);
+        let shares = |row| [0, 1, 2].map(|share| definition.share(row, share, 3));
+        assert_eq!(shares(0), [0..64, 64..128, 128..130]);
+        assert_eq!(shares(1), [0..64, 64..64, 64..64]);
+        assert_eq!(shares(2), [0..384, 384..768, 768..999]);
+        let rule = ScoreRule { has_q_starts: true, has_kv_starts: true, ..ScoreRule::default() };
+        let definition = Definition::new(rule, &[1, 1, 2, 200], &[&u32s(&[0, 1]), &u32s(&[10, 110])]);
+        assert_eq!([0, 1].map(|row| definition.share(row, 1, 2)), [74..110, 0..0]);
     }
 
     #[test]

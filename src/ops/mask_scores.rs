@@ -114,7 +114,7 @@ impl Lowering for MasksAfterSums {
         offered.is_empty() && inputs.len() + 1 > capabilities.storage_buffers as usize
     }
 
-    fn build(&self, graph: &mut Graph, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+    fn build(&self, graph: &mut Graph, inputs: &[Tensor], _capabilities: &Capabilities) -> Result<Vec<Tensor>> {
         let masks = self.masks.map(|tensor| renamed(tensor, &self.inputs, inputs));
         // What the first step masks out has no sum left that could bring it back, so the second may mask it again.
         let scores = graph.mask_scores(inputs[0], &ScoreMasks { mask: None, ..masks })?;

@@ -93,6 +93,12 @@ impl ScoreRule {
         self.split(data).lengths.copied().flatten()
     }
 
+    /// Query lengths and query starts among those that follow the op's own.
+    pub(super) fn queries<'a, T>(&self, tensors: &'a [T]) -> [Option<&'a T>; 2] {
+        let Queries { lengths, starts } = self.split(tensors).queries;
+        [lengths, starts]
+    }
+
     /// Whether a score may come out as another, or not at all.
     pub(crate) fn changes(&self, seq_q: usize, seq_kv: usize) -> bool {
         self.tensors() > 0 || self.softcap.is_some() || !self.masking.band(seq_q, seq_kv).is_full(seq_q, seq_kv)

@@ -3,7 +3,9 @@
 mod any_dtype;
 mod append_kv;
 mod assign;
+mod attention_combine;
 mod attention_fused;
+mod attention_split;
 mod cast;
 mod concat;
 mod conv2d;
@@ -52,7 +54,10 @@ mod windows;
 
 pub use append_kv::{AppendKv, AppendOptions, KvCache};
 pub use assign::Assign;
+pub use attention_combine::AttentionCombine;
 pub use attention_fused::AttentionFused;
+pub use attention_split::AttentionSplit;
+pub(crate) use attention_split::Split;
 pub use cast::Cast;
 pub use concat::Concat;
 pub use conv2d::Conv2d;
@@ -114,6 +119,8 @@ pub const REGISTRY: &[Entry] = &[
     Entry { name: "dequantize", cases: dequantize::cases },
     Entry { name: "gather_pages", cases: gather_pages::cases },
     Entry { name: "attention_fused", cases: attention_fused::cases },
+    Entry { name: "attention_split", cases: attention_split::cases },
+    Entry { name: "attention_combine", cases: attention_combine::cases },
     Entry { name: "assign", cases: assign::cases },
     Entry { name: "rms_norm", cases: rms_norm::cases },
     Entry { name: "rotary", cases: rotary::cases },

@@ -101,7 +101,7 @@ impl Layout {
     }
 
     /// Layout of the output for a query of this one.
-    fn output(self) -> Self {
+    pub(super) fn output(self) -> Self {
         match self {
             Self::Joined { heads, .. } => Self::Merged { heads },
             own => own,

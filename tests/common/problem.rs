@@ -3,7 +3,10 @@
 use regard::capabilities::Backend;
 use regard::case::{CaseInput, Values};
 use regard::compare::{NanMeans, Tolerance, compare};
-use regard::{Attention, Device, Dtype, Graph, HostTensor, Layout, Plan, Strategy, Tensor, TensorDesc, reference};
+use regard::{
+    Attention, Device, Dtype, Fill, Graph, HostTensor, Layout, Plan, PlanOptions, Strategy, Tensor, TensorDesc,
+    reference,
+};
 
 /// Keys and values in pages of a pool.
 #[derive(Debug, Clone)]
@@ -89,6 +92,16 @@ impl Problem {
         let wide = self.q.last().max(self.v.last()) > Some(&512);
         let gpu = device.capabilities().backend == Backend::Gpu;
         bound <= device.capabilities().storage_buffers as usize && !(wide && gpu)
+    }
+
+    /// Whether shares of its keys can be computed on their own on the device: `attention_split` has no sinks, and one output more.
+    pub fn splits(&self, device: &Device) -> bool {
+        let graph = graph(self, Strategy::Fused);
+        let bound = graph.inputs().count() - usize::from(self.sinks.is_some()) + 2;
+        let batched_keys = self.q_starts.is_some() && self.kv_starts.is_none();
+        // Of a problem that only a fused kernel computes there is no other definition to compare with where that is not offered.
+        let compared = !batched_keys || self.fuses(device);
+        compared && self.options.fill == Fill::Exclude && bound <= device.capabilities().storage_buffers as usize
     }
 
     /// Inputs that are not drawn from a distribution.
@@ -276,6 +289,29 @@ pub fn check(device: &Device, problem: &Problem) -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+/// Shares of the keys, combined, give what the definition says, where the problem has shares; says whether it has.
+pub fn check_split(device: &Device, problem: &Problem) -> Result<bool, String> {
+    if !problem.splits(device) {
+        return Ok(false);
+    }
+    let inputs = draw(problem);
+    let inputs: Vec<(&str, &HostTensor)> = inputs.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    let graph = graph(problem, Strategy::Auto);
+    let wanted = reference::run(&graph, &inputs).map_err(|error| error.to_string())?;
+    let options = PlanOptions { techniques: vec![("attention_fused".into(), "split".into())] };
+    let mut plan = Plan::with_options(device, &graph, &options).map_err(|error| error.to_string())?;
+    let steps = plan.describe().steps;
+    let ops: Vec<_> = steps.iter().map(|step| (step.op, step.instead_of)).collect();
+    let two = ["attention_split", "attention_combine"].map(|op| (op, Some("attention_fused")));
+    assert_eq!(ops, two, "{}", problem.name);
+    let got = plan.run(&inputs).map_err(|error| error.to_string())?;
+    for (name, wanted) in &wanted {
+        let wanted = wanted.cast(if name == "y" { problem.dtype } else { Dtype::F64 });
+        compared(&format!("{name}, split"), &got[name], &wanted, tolerance(problem, name))?;
+    }
+    Ok(true)
 }
 
 fn compared(what: &str, got: &HostTensor, wanted: &HostTensor, tolerance: Tolerance) -> Result<(), String> {

@@ -12,7 +12,7 @@ use regard::{Attention, Causal, Device, Dtype, Fill, Layout, Plan, PlanOptions, 
 
 use crate::common::{Subject, Verdict};
 use crate::embed::{ALL_FEATURES, wgpu_device};
-use crate::problem::{Pages, Problem, check, graph, problem};
+use crate::problem::{Pages, Problem, check, check_split, graph, problem};
 
 /// How queries and keys belong together.
 #[derive(Debug, Clone)]
@@ -63,11 +63,30 @@ const ENTRIES: usize = 4 * 11;
 
 /// Small problems with any sizes, heads, storage, masks, lengths and fills.
 pub fn problems(device: &Device) -> impl Draw<Value = Problem> + use<> {
+    drawn(device, SMALL)
+}
+
+/// How large sizes may be.
+#[derive(Clone, Copy)]
+struct Sizes {
+    seq_q: usize,
+    seq_kv: usize,
+    /// Lengths and starts are smaller, so that some lie past the ends.
+    ends: u32,
+    page_sizes: [usize; 2],
+}
+
+const SMALL: Sizes = Sizes { seq_q: 40, seq_kv: 40, ends: 44, page_sizes: [4, 16] };
+
+/// Few queries over several shares of keys.
+const FEW_QUERIES: Sizes = Sizes { seq_q: 3, seq_kv: 200, ends: 220, page_sizes: [20, 64] };
+
+fn drawn(device: &Device, limits: Sizes) -> impl Draw<Value = Problem> + use<> {
     let head_dims = prop_oneof![Just([8, 8]), Just([16, 12]), Just([33, 20])];
-    let sizes = (0..=2usize, 1..=3usize, 1..=2usize, 0..=40usize, 0..=40usize);
+    let sizes = (0..=2usize, 1..=3usize, 1..=2usize, 0..=limits.seq_q, 0..=limits.seq_kv);
     let numbers = (prop::option::of(0.1..9.0f32), prop::option::of(-0.5..0.5f32));
-    let tensors = (any::<[bool; 4]>(), any::<[bool; 10]>(), prop::collection::vec(0..44u32, 8));
-    let drawn = ((sizes, head_dims, storage(device)), (band(), numbers), sequences(), tensors);
+    let tensors = (any::<[bool; 4]>(), any::<[bool; 10]>(), prop::collection::vec(0..limits.ends, 8));
+    let drawn = ((sizes, head_dims, storage(device, limits)), (band(), numbers), sequences(limits), tensors);
     drawn.prop_map(|((sizes, head_dims, storage), (options, numbers), sequences, (axes, has, lengths))| {
         let (batch, group, kv_heads, seq_q, seq_kv) = sizes;
         let heads = group * kv_heads;
@@ -124,7 +143,7 @@ impl Storage {
     }
 }
 
-fn storage(device: &Device) -> impl Draw<Value = Storage> + use<> {
+fn storage(device: &Device, limits: Sizes) -> impl Draw<Value = Storage> + use<> {
     let f16 = device.capabilities().f16;
     let supported = move |dtype| if dtype == Dtype::F16 && !f16 { Dtype::F32 } else { dtype };
     let float = || prop_oneof![Just(Dtype::F32), Just(Dtype::F16), Just(Dtype::BF16)].prop_map(supported);
@@ -135,7 +154,7 @@ fn storage(device: &Device) -> impl Draw<Value = Storage> + use<> {
     ];
     let order =
         || prop_oneof![Just(Order::HeadsFirst), Just(Order::SeqFirst), Just(Order::Merged), Just(Order::Joined)];
-    let page_size = prop::option::weighted(0.5, prop_oneof![Just(4), Just(16)]);
+    let page_size = prop::option::weighted(0.5, prop_oneof![Just(limits.page_sizes[0]), Just(limits.page_sizes[1])]);
     let entries = prop::collection::vec(any::<u32>(), ENTRIES);
     (pair, [order(), order()], page_size, entries).prop_map(|([dtype, kv_dtype], layouts, page_size, entries)| {
         let entries = entries.into_iter().map(|entry| entry >> 8).collect();
@@ -184,9 +203,10 @@ fn band() -> impl Draw<Value = Attention> {
 }
 
 /// Starts mostly do not decrease; they may begin behind the first row and end before or behind the last.
-fn sequences() -> impl Draw<Value = Sequences> {
-    let starts = |most: usize| {
-        (prop::collection::vec((0..44u32, 0..44u32), 1..=most), 0..4u8).prop_map(|(starts, wild)| {
+fn sequences(limits: Sizes) -> impl Draw<Value = Sequences> {
+    let (queries, keys) = (limits.seq_q as u32 + 4, limits.ends);
+    let starts = move |most: usize| {
+        (prop::collection::vec((0..queries, 0..keys), 1..=most), 0..4u8).prop_map(|(starts, wild)| {
             let (mut q, mut kv): (Vec<u32>, Vec<u32>) = starts.into_iter().unzip();
             if wild != 0 {
                 q.sort_unstable();
@@ -217,6 +237,21 @@ pub fn check_some(subject: &Subject) -> Verdict {
     let outcome = runner(if native { NATIVE_CASES } else { GPU_CASES })
         .run(&problems(&subject.device), |problem| check(&subject.device, &problem).map_err(TestCaseError::fail));
     outcome.map_err(|error| format!("on {}: {error}", subject.name))?;
+    Ok(Completion::Completed)
+}
+
+/// Random problems of few queries as shares of the keys.
+pub fn check_shares(subject: &Subject) -> Verdict {
+    let native = subject.device.capabilities().backend == Backend::Cpu;
+    let cases = if native { NATIVE_CASES / 4 } else { GPU_CASES };
+    let split = Cell::new(0);
+    let outcome = runner(cases).run(&drawn(&subject.device, FEW_QUERIES), |problem| {
+        let has_shares = check_split(&subject.device, &problem).map_err(TestCaseError::fail)?;
+        split.set(split.get() + u32::from(has_shares));
+        Ok(())
+    });
+    outcome.map_err(|error| format!("on {}: {error}", subject.name))?;
+    assert!(split.get() > cases / 4, "{} of {cases} problems have shares", split.get());
     Ok(Completion::Completed)
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Every stride counts elements, not bytes, and the last axis of a tensor is contiguous.
 
+use std::ops::Range;
+
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -347,6 +349,31 @@ pub struct AttentionArgs<'a> {
     pub masking: Masking<'a>,
     /// Per query head, a score that takes part in every row's softmax and has no value; negative infinity for none.
     pub sinks: Option<&'a [f32]>,
+    /// Which keys of each sequence take part.
+    pub share: Share,
+}
+
+/// Share `part` of the keys that a sequence has, each of `⌈keys / of⌉` rounded up to whole [`Share::UNIT`]s.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Share {
+    /// Which one.
+    pub part: usize,
+    /// How many there are; the last may be empty.
+    pub of: usize,
+}
+
+impl Share {
+    /// All keys.
+    pub const WHOLE: Self = Self { part: 0, of: 1 };
+
+    /// What a share has whole ones of.
+    const UNIT: usize = 64;
+
+    /// The share among so many keys.
+    pub fn keys(self, keys: usize) -> Range<usize> {
+        let each = keys.div_ceil(self.of).next_multiple_of(Self::UNIT);
+        keys.min(self.part * each)..keys.min((self.part + 1) * each)
+    }
 }
 
 #[cfg(test)]

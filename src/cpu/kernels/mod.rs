@@ -4,6 +4,7 @@ pub mod append;
 pub mod args;
 pub mod attention;
 pub(crate) mod axes;
+pub(crate) mod combine;
 pub mod conv;
 pub mod convert;
 pub(crate) mod elementwise;

@@ -28,7 +28,7 @@ impl Lowering for TurnFirst {
         offered.is_empty() && capabilities.has_types(inputs)
     }
 
-    fn build(&self, graph: &mut Graph, inputs: &[Tensor]) -> Result<Vec<Tensor>> {
+    fn build(&self, graph: &mut Graph, inputs: &[Tensor], _capabilities: &Capabilities) -> Result<Vec<Tensor>> {
         let place = |tensor: Tensor| renamed(tensor, &self.inputs, inputs);
         let AppendOptions { layout, new_lengths, rotary, key_norm } = self.options;
         let KvCache { keys, values, lengths, scales, block_table } = self.cache;

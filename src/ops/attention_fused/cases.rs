@@ -89,16 +89,16 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
 
 /// What is left to say about a problem whose sizes are given.
 #[derive(Clone, Copy)]
-struct Storage {
-    q: Dtype,
-    kv: Dtype,
-    q_layout: Layout,
-    kv_layout: Layout,
+pub(in crate::ops) struct Storage {
+    pub q: Dtype,
+    pub kv: Dtype,
+    pub q_layout: Layout,
+    pub kv_layout: Layout,
     /// Rows of a page, where there are pages.
-    page_size: Option<usize>,
+    pub page_size: Option<usize>,
 }
 
-fn plain(dtype: Dtype) -> Storage {
+pub(in crate::ops) fn plain(dtype: Dtype) -> Storage {
     Storage { q: dtype, kv: dtype, q_layout: Layout::HeadsFirst, kv_layout: Layout::HeadsFirst, page_size: None }
 }
 
@@ -109,6 +109,18 @@ fn case(dtype: Dtype, sizes: [usize; 7], mask: MaskCase, deviation: f32) -> Case
 /// A case of `sizes` (batch, heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v); `options` says which further tensors there
 /// are and what is returned.
 fn build(storage: Storage, sizes: [usize; 7], mask: MaskCase, deviation: f32, options: AttentionFused) -> Case {
+    let (name, op, inputs, tolerance) = parts(storage, sizes, mask, deviation, options);
+    Case::new(name, op, inputs, tolerance)
+}
+
+/// What a case is made of: name, op, inputs and tolerance.
+pub(in crate::ops) fn parts(
+    storage: Storage,
+    sizes: [usize; 7],
+    mask: MaskCase,
+    deviation: f32,
+    options: AttentionFused,
+) -> (String, AttentionFused, Vec<CaseInput>, Tolerance) {
     let [batch, heads, kv_heads, seq_q, seq_kv, head_dim, head_dim_v] = sizes;
     let MaskCase { name, rule, tensors } = mask;
     let scale = 1.0 / (head_dim.max(1) as f32).sqrt();
@@ -160,7 +172,7 @@ fn build(storage: Storage, sizes: [usize; 7], mask: MaskCase, deviation: f32, op
         Precision::Full => 0.0,
         Precision::Half => (2.0 * f64::from(deviation).powi(2) * 5.0 * 2.0 + 4.0) * EPSILON_F16,
     };
-    Case::new(name, op, inputs, Tolerance::of_scale((2.0 * score + 32.0) * EPSILON_F32 + rounded + halves))
+    (name, op, inputs, Tolerance::of_scale((2.0 * score + 32.0) * EPSILON_F32 + rounded + halves))
 }
 
 fn describe(storage: &Storage, options: &AttentionFused) -> String {
@@ -322,7 +334,7 @@ fn past_the_lengths() -> Vec<Case> {
 }
 
 /// NaN in pages and rows that no sequence has.
-fn poison_pages(case: &mut Case) {
+pub(in crate::ops) fn poison_pages(case: &mut Case) {
     let drawn = case.draw();
     let (shape, with_scales) = (drawn[1].shape().to_vec(), drawn[1].desc().dtype == Dtype::I8);
     let (count, size, kv_heads) = (shape[0], shape[1], shape[2]);

@@ -77,7 +77,7 @@ impl AttentionFused {
         }
         let tiling = Tiling::new(&sizes, capabilities)?;
         let mut bindings = Bindings::in_order(3, 1);
-        let (mut libraries, mut constants) = self.storage(inputs, &sizes, &mut bindings);
+        let (mut libraries, mut constants) = self.storage(inputs[0].dtype, inputs, &sizes, &mut bindings);
         let (rules, rule_constants) = checked.link(&mut bindings);
         let skips = self.rule.has_mask && self.rule.masking.fill == Fill::Exclude;
         let matrices = if tiling.edge == 16 { MATRICES_16 } else { MATRICES_8 };

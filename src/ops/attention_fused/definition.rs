@@ -1,5 +1,7 @@
 //! The definition of attention in f64 and plain loops: every score of a row, then its softmax, then the weighted values.
 
+use std::ops::Range;
+
 use super::AttentionFused;
 use crate::op::Rows;
 use crate::ops::definition::Definition;
@@ -11,15 +13,17 @@ pub(super) fn compute(op: &AttentionFused, inputs: &[&HostTensor], rows: Rows) -
     let problem = Problem::new(op, inputs);
     let Tensor { layout, batch, heads, seq, .. } = problem.q;
     let width = problem.v.width;
+    let all_keys = 0..problem.seq_kv;
     let mut shape = inputs[0].shape().to_vec();
     *shape.last_mut().expect("queries have an axis") =
         if let Layout::Merged { heads } | Layout::Joined { heads, .. } = layout { heads * width } else { width };
     let output = rows.compute(&shape, |row, out| match layout {
-        Layout::HeadsFirst => problem.attend([row / seq / heads, row / seq % heads, row % seq], out),
-        Layout::SeqFirst => problem.attend([row / heads / seq, row % heads, row / heads % seq], out),
+        Layout::HeadsFirst => problem.attend([row / seq / heads, row / seq % heads, row % seq], all_keys.clone(), out),
+        Layout::SeqFirst => problem.attend([row / heads / seq, row % heads, row / heads % seq], all_keys.clone(), out),
         Layout::Merged { heads } | Layout::Joined { heads, .. } => {
             for head in 0..heads {
-                problem.attend([row / seq, head, row % seq], &mut out[head * width..(head + 1) * width]);
+                let out = &mut out[head * width..(head + 1) * width];
+                problem.attend([row / seq, head, row % seq], all_keys.clone(), out);
             }
         }
     });
@@ -34,10 +38,34 @@ pub(super) fn compute(op: &AttentionFused, inputs: &[&HostTensor], rows: Rows) -
     let lse = rows.compute(&all[3 - leading..], |row, out| {
         for (i, out) in out.iter_mut().enumerate() {
             let at = [row / heads, row % heads, i];
-            *out = match problem.sequence_of_keys(at).map(|sequence| problem.softmax(at, sequence)) {
-                Some((_, maximum, sum)) if sum != 0.0 => maximum + sum.ln(),
-                _ => f64::NEG_INFINITY,
-            };
+            *out = problem.log_sum(at, all_keys.clone());
+        }
+    });
+    vec![output, lse]
+}
+
+/// Outputs over each share of the keys alone, `[splits, batch, heads, seq_q, head_dim_v]`, and the logarithms of their sums.
+pub(in crate::ops) fn shares(
+    op: &AttentionFused,
+    splits: usize,
+    inputs: &[&HostTensor],
+    rows: Rows,
+) -> Vec<HostTensor> {
+    let problem = Problem::new(op, inputs);
+    let Tensor { batch, heads, seq, .. } = problem.q;
+    // Share and row of all scores.
+    let place = |row: usize| {
+        let (share, row) = (row / (batch * heads * seq), row % (batch * heads * seq));
+        ([row / seq / heads, row / seq % heads, row % seq], problem.rule.share(row, share, splits))
+    };
+    let output = rows.compute(&[splits, batch, heads, seq, problem.v.width], |row, out| {
+        let (at, keys) = place(row);
+        problem.attend(at, keys, out);
+    });
+    let lse = rows.compute(&[splits, batch, heads, seq], |row, out| {
+        for (i, out) in out.iter_mut().enumerate() {
+            let (at, keys) = place(row * seq + i);
+            *out = problem.log_sum(at, keys);
         }
     });
     vec![output, lse]
@@ -159,8 +187,9 @@ impl Problem {
         self.rule.key_batch(self.row(at))
     }
 
-    /// Weights before they are divided by their sum, `None` where a key takes no part; the maximum that was subtracted; the sum.
-    fn softmax(&self, at: [usize; 3], sequence: usize) -> (Vec<Option<f64>>, f64, f64) {
+    /// Over these keys: weights before they are divided by their sum, `None` where a key takes no part; the maximum that was
+    /// subtracted; the sum.
+    fn softmax(&self, at: [usize; 3], sequence: usize, keys: Range<usize>) -> (Vec<Option<f64>>, f64, f64) {
         let [batch, head, i] = at;
         let query = self.q.row(batch, head, i);
         let row = self.row(at);
@@ -169,7 +198,7 @@ impl Problem {
             let product: f64 = query.iter().zip(key).map(|(q, k)| q * k).sum();
             self.rule.apply(row, j, product * self.scale)
         };
-        let scores: Vec<f64> = (0..self.seq_kv).map(score).collect();
+        let scores: Vec<f64> = keys.map(score).collect();
         let sink = self.sinks.as_ref().map_or(f64::NEG_INFINITY, |sinks| sinks[head]);
         let maximum = scores.iter().copied().fold(sink, f64::max);
         let weight = |score: f64| (score != f64::NEG_INFINITY).then(|| (score - maximum).exp());
@@ -178,11 +207,19 @@ impl Problem {
         (weights, maximum, sum)
     }
 
-    fn attend(&self, at: [usize; 3], out: &mut [f64]) {
+    /// The logarithm of the sum of exponentials over these keys.
+    fn log_sum(&self, at: [usize; 3], keys: Range<usize>) -> f64 {
+        match self.sequence_of_keys(at).map(|sequence| self.softmax(at, sequence, keys)) {
+            Some((_, maximum, sum)) if sum != 0.0 => maximum + sum.ln(),
+            _ => f64::NEG_INFINITY,
+        }
+    }
+
+    fn attend(&self, at: [usize; 3], keys: Range<usize>, out: &mut [f64]) {
         out.fill(0.0);
         let Some(sequence) = self.sequence_of_keys(at) else { return };
-        let (weights, _, sum) = self.softmax(at, sequence);
-        for (j, weight) in weights.iter().enumerate() {
+        let (weights, _, sum) = self.softmax(at, sequence, keys.clone());
+        for (j, weight) in keys.zip(&weights) {
             let Some(weight) = weight else { continue };
             let value = self.key(&self.v, sequence, at[1], j);
             out.iter_mut().zip(value).for_each(|(out, value)| *out += weight / sum * value);

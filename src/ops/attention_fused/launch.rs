@@ -25,15 +25,15 @@ const O_BF16: Source = wgsl!("lib/o_bf16");
 const O_BF16_ODD: Source = wgsl!("lib/o_bf16_odd");
 const ROWS_DENSE: Source = wgsl!("lib/rows_dense");
 const ROWS_PAGED: Source = wgsl!("lib/rows_paged");
-const LSE_NONE: Source = wgsl!("lib/lse_none");
-const LSE_DENSE: Source = wgsl!("lib/lse_dense");
+pub(in crate::ops) const LSE_NONE: Source = wgsl!("lib/lse_none");
+pub(in crate::ops) const LSE_DENSE: Source = wgsl!("lib/lse_dense");
 pub(super) const SKIP_NONE: Source = wgsl!("lib/skip_none");
 pub(super) const SKIP_MASKED: Source = wgsl!("lib/skip_masked");
 
 // Bindings of the optional tensors, as in these files.
 const TABLE_BINDING: u32 = 18;
 const SCALES_BINDINGS: [u32; 2] = [19, 20];
-const LSE_BINDING: u32 = 21;
+pub(in crate::ops) const LSE_BINDING: u32 = 21;
 
 params! {
     struct AttentionParams {
@@ -49,7 +49,7 @@ params! {
 }
 
 /// What a technique adds to what all have.
-pub(super) struct Kernel {
+pub(in crate::ops) struct Kernel {
     pub main: Source,
     /// Library files of its own.
     pub libraries: Vec<Source>,
@@ -61,16 +61,46 @@ pub(super) struct Kernel {
     pub constants: Vec<(&'static str, Constant)>,
 }
 
+/// The library file that stores four elements of rows of an output, and the constant that it has.
+pub(in crate::ops) fn output_files(
+    dtype: Dtype,
+    [width, rows]: [usize; 2],
+) -> (Vec<Source>, Option<(&'static str, Constant)>) {
+    match dtype {
+        Dtype::BF16 => (vec![BF16, if width.is_multiple_of(2) { O_BF16 } else { O_BF16_ODD }], None),
+        _ => (
+            vec![if fits_vectors(width, rows) { O_VECTORS } else { O_PLAIN }],
+            Some(("OElem", Constant::Scalar(dtype))),
+        ),
+    }
+}
+
+/// Whether rows are whole vectors. The buffer of an empty tensor has no room for one.
+fn fits_vectors(width: usize, rows: usize) -> bool {
+    width.is_multiple_of(4) && width > 0 && rows > 0
+}
+
 impl AttentionFused {
     /// The launch of a kernel whose constants are among others those of every tile; none where the device lacks something.
     pub(super) fn fused(&self, inputs: &[TensorDesc], capabilities: &Capabilities, kernel: Kernel) -> Option<Launch> {
+        self.fused_into(inputs[0].dtype, inputs, capabilities, kernel)
+    }
+
+    /// The same for an output of another dtype than the queries'.
+    pub(in crate::ops) fn fused_into(
+        &self,
+        output: Dtype,
+        inputs: &[TensorDesc],
+        capabilities: &Capabilities,
+        kernel: Kernel,
+    ) -> Option<Launch> {
         let sizes = self.sizes(inputs).ok()?;
         let checked = self.checked(&sizes, inputs).ok()?;
         if sizes.head_dim.max(sizes.head_dim_v) > MAX_HEAD_DIM {
             return None;
         }
         let mut bindings = Bindings::in_order(3, 1);
-        let (mut libraries, mut constants) = self.storage(inputs, &sizes, &mut bindings);
+        let (mut libraries, mut constants) = self.storage(output, inputs, &sizes, &mut bindings);
         let (rules, rule_constants) = checked.link(&mut bindings);
         let skips = self.rule.has_mask && self.rule.masking.fill == Fill::Exclude;
         libraries.extend([ROWS, SCORES, if skips { SKIP_MASKED } else { SKIP_NONE }]);
@@ -127,7 +157,7 @@ impl AttentionFused {
     }
 
     /// Query rows that could be in one tile.
-    pub(super) fn rows_of_a_tile(&self, sizes: &Sizes) -> usize {
+    pub(in crate::ops) fn rows_of_a_tile(&self, sizes: &Sizes) -> usize {
         match self.rule.has_q_starts {
             true => sizes.seq_q,
             false => sizes.seq_q * sizes.heads.checked_div(sizes.kv_heads).unwrap_or(1),
@@ -137,6 +167,7 @@ impl AttentionFused {
     /// Library files and constants for how tensors are stored; bindings of the optional ones are added.
     pub(super) fn storage(
         &self,
+        output: Dtype,
         inputs: &[TensorDesc],
         sizes: &Sizes,
         bindings: &mut Bindings,
@@ -148,22 +179,18 @@ impl AttentionFused {
             if self.returns_lse { LSE_DENSE } else { LSE_NONE },
         ];
         let (q, k) = (inputs[0].dtype, inputs[1].dtype);
-        // The buffer of an empty tensor has no room for a vector.
         let [rows, keys] = [sizes.batch * sizes.heads * sizes.seq_q, inputs[1].shape.iter().product()];
-        let vectors = |width: usize, count: usize| width.is_multiple_of(4) && width > 0 && count > 0;
-        let kv_vectors = vectors(sizes.head_dim, keys) && vectors(sizes.head_dim_v, keys);
+        let kv_vectors = fits_vectors(sizes.head_dim, keys) && fits_vectors(sizes.head_dim_v, keys);
         match q {
-            Dtype::BF16 => {
-                libraries.extend([Q_BF16, if sizes.head_dim_v.is_multiple_of(2) { O_BF16 } else { O_BF16_ODD }])
-            }
+            Dtype::BF16 => libraries.push(Q_BF16),
             _ => {
-                libraries.extend([
-                    if vectors(sizes.head_dim, rows) { Q_VECTORS } else { Q_PLAIN },
-                    if vectors(sizes.head_dim_v, rows) { O_VECTORS } else { O_PLAIN },
-                ]);
-                constants.extend([("QElem", Constant::Scalar(q)), ("OElem", Constant::Scalar(q))]);
+                libraries.push(if fits_vectors(sizes.head_dim, rows) { Q_VECTORS } else { Q_PLAIN });
+                constants.push(("QElem", Constant::Scalar(q)));
             }
         }
+        let (files, constant) = output_files(output, [sizes.head_dim_v, rows]);
+        libraries.extend(files);
+        constants.extend(constant);
         match k {
             Dtype::BF16 => libraries.push(KV_BF16),
             Dtype::I8 => libraries.extend([KV_INT8, INT8]),
@@ -172,7 +199,7 @@ impl AttentionFused {
                 constants.push(("KvElem", Constant::Scalar(k)));
             }
         }
-        libraries.extend([q, k].contains(&Dtype::BF16).then_some(BF16));
+        libraries.extend((output != Dtype::BF16 && [q, k].contains(&Dtype::BF16)).then_some(BF16));
         bindings.inputs.extend(self.operands.has_scales.then_some(SCALES_BINDINGS).into_iter().flatten());
         bindings.inputs.extend(self.operands.has_pages.then_some(TABLE_BINDING));
         bindings.inputs.extend(self.has_sinks.then_some(SINKS_BINDING));

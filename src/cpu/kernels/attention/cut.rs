@@ -65,7 +65,10 @@ pub fn blocks<'a>(args: &AttentionArgs, sequences: &'a [Sequence], threads: usiz
         for kv_head in (0..kv_heads).rev() {
             for first_row in (0..group_rows).step_by(rows_per_job).rev() {
                 let rows = rows_per_job.min(group_rows - first_row);
-                let keys = span(args.masking.fill, sequence, first_row..first_row + rows);
+                let seen = span(args.masking.fill, sequence, first_row..first_row + rows);
+                let share = args.share.keys(sequence.keys);
+                let start = seen.start.max(share.start);
+                let keys = start..seen.end.min(share.end).max(start);
                 blocks.push(Block { sequence, kv_head, first_row, rows, keys, parts: 1 });
             }
         }

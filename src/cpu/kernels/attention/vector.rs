@@ -184,7 +184,7 @@ fn whole_rows<'a, S: Simd>(rows: Rows<'a>, count: usize, copy: &'a mut [f32]) ->
             WholeRows { data: &data[offset..], stride, width }
         }
         (data, _) => {
-            for (key, row) in copy.chunks_exact_mut(padded).take(count).enumerate() {
+            for (key, row) in copy.chunks_exact_mut(padded.max(1)).take(count).enumerate() {
                 let (row, padding) = row.split_at_mut(width);
                 data.read(rows.offset(key), row);
                 padding.fill(0.0);

@@ -228,6 +228,7 @@ impl Problem {
             v: v.operand(&table),
             masking: self.masking(bias.elements()),
             sinks: self.sinks.as_deref(),
+            share: Share::WHOLE,
         };
         attention_on(arch, &args, out.elements_mut(), strides, Some(&mut log_sums));
         let (data, guard) = (out.elements(), GUARD);

@@ -2,7 +2,7 @@
 
 use super::problem::{Problem, archs, shape};
 use super::random::Random;
-use crate::cpu::kernels::args::{AttentionArgs, Elements, Operand};
+use crate::cpu::kernels::args::{AttentionArgs, Elements, Operand, Share};
 use crate::cpu::kernels::attention::cut::blocks;
 use crate::cpu::kernels::sequence::sequences;
 use crate::mask::Bound;
@@ -13,7 +13,8 @@ fn cut(problem: &Problem, threads: usize) -> Vec<(usize, usize, usize)> {
     let none = Elements::F32(&[]);
     let operand = Operand { data: none, strides: [0; 3], pages: None };
     let (shape, masking) = (problem.shape, problem.masking(none));
-    let args = AttentionArgs { shape, scale: 1.0, q: operand, k: operand, v: operand, masking, sinks: None };
+    let share = Share::WHOLE;
+    let args = AttentionArgs { shape, scale: 1.0, q: operand, k: operand, v: operand, masking, sinks: None, share };
     let sequences = sequences(&masking, shape.batch, [shape.seq_q, shape.seq_kv]);
     let mut cut: Vec<_> = blocks(&args, &sequences, threads)
         .into_iter()
