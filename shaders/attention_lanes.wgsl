@@ -132,10 +132,14 @@ fn main(
             continue;
         }
         stage_rows(tile.kv_origin, tile.kv_start, first_key, tile.length, lane);
-        if GUARDED && lane == 0u {
-            atomicStore(&wg_poisoned, 0u);
-        }
         workgroupBarrier();
+        // Not before all lanes have left the last tile, where they look at it.
+        if GUARDED {
+            if lane == 0u {
+                atomicStore(&wg_poisoned, 0u);
+            }
+            workgroupBarrier();
+        }
         stage(tile, first_key, lane);
         workgroupBarrier();
         let whole = is_whole(tile, first_key);
@@ -171,10 +175,11 @@ fn main(
                     let v_1 = wg_v[values + VALUE_PARTS + d];
                     let v_2 = wg_v[values + 2u * VALUE_PARTS + d];
                     let v_3 = wg_v[values + 3u * VALUE_PARTS + d];
+                    // In the order of the other path, so that rows which see no NaN come out the same.
                     o_0[d] = o_0[d] * shrink.x
-                        + (careful(p_0.x, v_0) + careful(p_0.y, v_1) + careful(p_0.z, v_2) + careful(p_0.w, v_3));
+                        + careful(p_0.x, v_0) + careful(p_0.y, v_1) + careful(p_0.z, v_2) + careful(p_0.w, v_3);
                     o_1[d] = o_1[d] * shrink.y
-                        + (careful(p_1.x, v_0) + careful(p_1.y, v_1) + careful(p_1.z, v_2) + careful(p_1.w, v_3));
+                        + careful(p_1.x, v_0) + careful(p_1.y, v_1) + careful(p_1.z, v_2) + careful(p_1.w, v_3);
                 }
             } else {
                 for (var d = 0u; d < VALUE_PARTS; d++) {

@@ -274,7 +274,8 @@ fn choose(node: &Node, descs: &[TensorDesc], capabilities: &Capabilities, option
     let mut offered = node.op.techniques(descs, capabilities);
     let Some(index) = offered.iter().position(|technique| forced.is_none_or(|forced| technique.name() == forced))
     else {
-        let lowerings = node.lowerings.iter().map(|lowering| lowering.name());
+        // Those that did not win are no help to somebody who asked for nothing.
+        let lowerings = node.lowerings.iter().filter(|_| forced.is_some()).map(|lowering| lowering.name());
         let names: Vec<_> = offered.iter().map(Technique::name).chain(lowerings).collect();
         let outputs = node.op.outputs(descs)?;
         let lacks_f16 = !capabilities.f16 && descs.iter().chain(&outputs).any(|desc| desc.dtype == Dtype::F16);

@@ -152,7 +152,11 @@ fn unknown_technique(subject: &Subject) -> Verdict {
     let why =
         Plan::with_options(&subject.device, &softmax_graph()?, &force("softmax_magic")).expect_err("no such thing");
     let offered = Plan::new(&subject.device, &softmax_graph()?)?.describe().steps[0].technique;
-    let expected = format!("softmax: technique `softmax_magic` is not offered on this device: offered are {offered}");
+    let all = match subject.device.capabilities().backend {
+        Backend::Gpu => "softmax_held, softmax_row",
+        Backend::Cpu => "softmax_native",
+    };
+    let expected = format!("softmax: technique `softmax_magic` is not offered on this device: offered are {all}");
     assert_eq!(why.to_string(), expected);
     let plan = Plan::with_options(&subject.device, &softmax_graph()?, &force(offered))?;
     assert_eq!(plan.describe().steps[0].technique, offered);
@@ -191,7 +195,10 @@ fn many_workgroups(subject: &Subject) -> Verdict {
     let y = graph.softmax(x, 1.0)?;
     graph.output("y", y)?;
     let input = CaseInput::normal(Dtype::F32, &[70_001, 3], 1.0).draw(1);
-    let mut plan = Plan::new(&subject.device, &graph)?;
+    // A workgroup for each row.
+    let row = ("softmax".to_owned(), "softmax_row".to_owned());
+    let techniques = if subject.device.capabilities().backend == Backend::Gpu { vec![row] } else { vec![] };
+    let mut plan = Plan::with_options(&subject.device, &graph, &PlanOptions { techniques })?;
     if let Some([x, y, z]) = plan.describe().steps[0].workgroups {
         assert!(x <= 65_535 && y > 1 && x * y * z >= 70_001, "the grid is folded: {x} x {y} x {z}");
     }
