@@ -40,53 +40,6 @@ const VALUE_CHUNKS: u32 = (VALUE_DIM + WIDTH - 1u) / WIDTH;
 const_assert QUERIES % 8u == 0u && KEYS == 8u * EDGE_X && KEYS % KEY_SLICE == 0u;
 const_assert KEY_SLICE >= EDGE_Y; // the rows' maxima fit into the place of the values
 
-struct Params {
-    batch: u32,
-    heads: u32,
-    kv_heads: u32,
-    seq_q: u32,
-    seq_kv: u32,
-    scale: f32,
-    fill: f32,
-    excluded: f32,
-    softcap: f32,
-    q_batch: u32, // strides count rows
-    q_head: u32,
-    q_row: u32,
-    kv_batch: u32,
-    kv_head: u32,
-    kv_row: u32,
-    page_size: u32,
-    per_sequence: u32,
-    pages: u32,
-    band_follows: u32,
-    mask_keys: u32,
-    bias_keys: u32,
-    band_lower: i32,
-    band_upper: i32,
-    visit_lower: i32,
-    visit_upper: i32,
-    mask_batch: u32,
-    mask_head: u32,
-    mask_query: u32,
-    mask_key: u32,
-    bias_batch: u32,
-    bias_head: u32,
-    bias_query: u32,
-    bias_key: u32,
-    position: i32,
-    slope_sequence: u32,
-    sequences: u32,
-    parts: u32, // of the rows of one batch element
-    rows_per_head: u32, // of a tile with several heads
-    o_batch: u32, // from head to head the output's rows lie as the queries' do
-    o_row: u32,
-    k_first: u32, // rows before the first of the keys, and of the values
-    v_first: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-
 // Products of four rows' numbers with four columns' numbers, one row a column of the matrix.
 fn outer(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
     return mat4x4<f32>(rows.x * columns, rows.y * columns, rows.z * columns, rows.w * columns);

@@ -22,53 +22,6 @@ const HEAD_PARTS: u32 = max((HEAD_DIM + 3u) / 4u, 1u);
 const VALUE_PARTS: u32 = max((VALUE_DIM + 3u) / 4u, 1u);
 const_assert QUERIES % 2u == 0u && KEYS % 4u == 0u;
 
-struct Params {
-    batch: u32,
-    heads: u32,
-    kv_heads: u32,
-    seq_q: u32,
-    seq_kv: u32,
-    scale: f32,
-    fill: f32,
-    excluded: f32,
-    softcap: f32,
-    q_batch: u32, // strides count rows
-    q_head: u32,
-    q_row: u32,
-    kv_batch: u32,
-    kv_head: u32,
-    kv_row: u32,
-    page_size: u32,
-    per_sequence: u32,
-    pages: u32,
-    band_follows: u32,
-    mask_keys: u32,
-    bias_keys: u32,
-    band_lower: i32,
-    band_upper: i32,
-    visit_lower: i32,
-    visit_upper: i32,
-    mask_batch: u32,
-    mask_head: u32,
-    mask_query: u32,
-    mask_key: u32,
-    bias_batch: u32,
-    bias_head: u32,
-    bias_query: u32,
-    bias_key: u32,
-    position: i32,
-    slope_sequence: u32,
-    sequences: u32,
-    parts: u32, // of the rows of one batch element
-    rows_per_head: u32, // of a tile with several heads
-    o_batch: u32,
-    o_row: u32,
-    k_first: u32, // rows of k and v that come before those of head 0
-    v_first: u32,
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
-
 var<workgroup> wg_k: array<vec4<f32>, KEYS * HEAD_PARTS>; // [key][dimension / 4]
 var<workgroup> wg_v: array<vec4<f32>, KEYS * VALUE_PARTS>; // likewise
 var<workgroup> wg_poisoned: atomic<u32>; // a value of the tile is NaN or infinite
