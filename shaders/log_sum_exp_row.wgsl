@@ -18,6 +18,7 @@ struct Params {
     seq_q: u32,
     seq_kv: u32,
     sequences: u32,
+    own_batch: u32, // not zero where batch elements have the rows of one sequence each
     excluded: f32,
 }
 
@@ -40,8 +41,9 @@ fn main(
         return;
     }
     let i = row % params.seq_q;
-    let s = sequence_at(row / (params.seq_q * params.heads), i);
-    let exists = i - s.q_begin < s.q_count;
+    let batch = row / (params.seq_q * params.heads);
+    let s = sequence_at(batch, i);
+    let exists = i - s.q_begin < s.q_count && (params.own_batch == 0u || s.index == batch);
     let total = row_sum(lane, row * params.seq_kv, params.seq_kv, row / params.seq_q % params.heads);
     if lane == 0u {
         y[row] = select(params.excluded, total.maximum + log(total.sum), exists && total.sum != 0.0);

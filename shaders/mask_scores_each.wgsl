@@ -1,5 +1,5 @@
 // mask_scores_each: y = softcap(x) − slope · distance + bias where query i may look at key j, the fill elsewhere, −inf where there
-// is no query or no key.
+// is no query or no key, or not of this batch element's sequence.
 //
 //   x, y  [batch, heads, seq_q, seq_kv]
 //   mask  boolean, broadcast to x (allow_dense); bias  additive, broadcast to x (bias_dense)
@@ -34,6 +34,7 @@ struct Params {
     position: i32,
     slope_sequence: u32,
     sequences: u32,
+    own_batch: u32, // not zero where batch elements have the rows of one sequence each
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -56,7 +57,8 @@ fn main(
     let s = sequence_at(batch, row);
     let i = row - s.q_begin;
     let j = at % params.seq_kv - s.k_begin; // a key before the first wraps around
-    if i >= s.q_count || j >= s.k_count {
+    let is_other = params.own_batch != 0u && s.index != batch;
+    if i >= s.q_count || j >= s.k_count || is_other {
         y[at] = Elem(params.excluded);
         return;
     }

@@ -87,6 +87,9 @@ pub struct Attention {
 }
 
 /// Attention with its intermediates.
+///
+/// Where packed queries look at batched keys, the batch of scores and weights is that of the keys: element s has those of all
+/// queries over the keys of sequence s. From the masks on, the queries of other sequences have −inf there, and weights of zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttentionSteps {
     /// Scaled scores, f32 `[batch, heads, seq_q, seq_kv]`.
@@ -171,10 +174,8 @@ impl Graph {
         let op = AttentionFused { scale, rule, operands, has_sinks, returns_lse, precision };
         let operands = qkv.into_iter().chain(options.stored());
         let inputs: Vec<_> = operands.chain(options.sinks).chain(tensors).collect();
-        let unfuse = match options.strategy {
-            Strategy::Auto => Unfuse::of(options, &rule, &inputs, returns),
-            Strategy::Fused | Strategy::Unfused => None,
-        };
+        let unfuse = || Arc::new(Unfuse::of(options, &inputs, returns)) as Arc<dyn Lowering>;
+        let unfuse = (options.strategy == Strategy::Auto).then(unfuse);
         let split = op.splits().then(|| Arc::new(Split(op)) as Arc<dyn Lowering>);
         let lowerings = split.into_iter().chain(unfuse).collect();
         self.add_lowerable(op, &inputs, lowerings)

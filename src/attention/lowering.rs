@@ -1,13 +1,10 @@
 //! The unfused path in place of a fused kernel that a device does not have.
 
-use std::sync::Arc;
-
 use super::{Attention, Returns, Strategy};
 use crate::capabilities::Capabilities;
 use crate::error::Result;
 use crate::graph::{Graph, Lowering, Tensor, renamed};
 use crate::op::Technique;
-use crate::ops::ScoreRule;
 use crate::tensor::TensorDesc;
 
 /// What [`Strategy::Auto`] has besides the fused kernel.
@@ -20,11 +17,9 @@ pub(super) struct Unfuse {
 }
 
 impl Unfuse {
-    /// `None` where only a fused kernel computes what the options say.
-    pub fn of(options: &Attention, rule: &ScoreRule, inputs: &[Tensor], returns: Returns) -> Option<Arc<dyn Lowering>> {
+    pub fn of(options: &Attention, inputs: &[Tensor], returns: Returns) -> Self {
         let options = Attention { strategy: Strategy::Unfused, ..*options };
-        let unfuse = Self { options, inputs: inputs.to_vec(), returns };
-        (!rule.reads_batched_keys()).then(|| Arc::new(unfuse) as Arc<dyn Lowering>)
+        Self { options, inputs: inputs.to_vec(), returns }
     }
 }
 

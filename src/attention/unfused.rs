@@ -1,9 +1,13 @@
 //! The unfused path: matmul, mask_scores, softmax, matmul, and what they need around them.
+//!
+//! Packed queries over batched keys have one matrix of scores for each batch element of the keys: those of all queries, of which
+//! its sequence keeps its own. That is as many times the work as there are sequences, for how long they are is known on the
+//! device only.
 
 use super::Attention;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::{Graph, Tensor};
-use crate::ops::{LogSumExpRows, MatMul, ScoreMasks, Sizes, Zeros, check_sinks};
+use crate::ops::{LogSumExpRows, MatMul, ReducedAxes, Reduction, ScoreMasks, Sizes, Zeros, check_sinks};
 use crate::tensor::{Dtype, TensorDesc};
 
 /// The steps of [`Strategy::Unfused`](super::Strategy::Unfused).
@@ -23,12 +27,12 @@ impl Graph {
         let [rows, keys, values] = self.plain_operands([q, k, v], options, &sizes)?;
         let dtype = self.desc(rows)?.dtype;
         // The query heads of one key head are more rows of one product.
-        let Sizes { batch, heads, kv_heads, seq_q, seq_kv, head_dim, .. } = sizes;
+        let Sizes { batch, heads, kv_batch, kv_heads, seq_q, seq_kv, head_dim, .. } = sizes;
         let group = heads.checked_div(kv_heads).unwrap_or(0);
         let rows = self.reshape(rows, &[batch, kv_heads, group * seq_q, head_dim])?;
         let product = MatMul { alpha, transpose_b: true, output: Some(Dtype::F32), ..MatMul::default() };
         let scores = self.matmul(rows, keys, None, product)?;
-        let raw = self.reshape(scores, &[batch, heads, seq_q, seq_kv])?;
+        let raw = self.reshape(scores, &[kv_batch, heads, seq_q, seq_kv])?;
         let masks = options.masks();
         let capped = match masks.softcap {
             None => raw,
@@ -42,20 +46,26 @@ impl Graph {
             Some(sinks) => self.softmax_with_sinks(scores, 1.0, sinks)?,
         };
         let zeros = if masked { Zeros::Annihilate } else { Zeros::Multiply };
-        let rows = self.reshape(weights, &[batch, kv_heads, group * seq_q, seq_kv])?;
+        let rows = self.reshape(weights, &[kv_batch, kv_heads, group * seq_q, seq_kv])?;
         let weighted = MatMul { zeros, output: Some(dtype), ..MatMul::default() };
         let output = self.matmul(rows, values, None, weighted)?;
+        // All but one of a row's batch elements are zeros.
+        let output = self.of_own_sequence(output, Reduction::Sum, options)?;
         let output = self.stored_output(output, q, options, &sizes)?;
         Ok(Unfused { raw, capped, scores, weights, output })
     }
 
-    /// Refuses in attention's name what its ops would refuse in their own, and what they cannot compute.
+    /// What rows have in the one batch element of their sequence, where packed queries look at batched keys.
+    fn of_own_sequence(&mut self, rows: Tensor, others: Reduction, options: &Attention) -> Result<Tensor> {
+        match options.masks().rule().0.reads_batched_keys() {
+            true => self.reduce(rows, others, &[0], ReducedAxes::Kept),
+            false => Ok(rows),
+        }
+    }
+
+    /// Refuses in attention's name what its ops would refuse in their own.
     fn check_unfused(&self, sizes: &Sizes, options: &Attention) -> Result<()> {
         let (rule, tensors) = options.masks().rule();
-        if rule.reads_batched_keys() {
-            let message = "q_starts without kv_starts needs a fused kernel, Strategy::Unfused has one matrix of scores";
-            return Err(Error::option("attention", message));
-        }
         let descs = tensors.map(|tensor| self.desc(tensor).cloned()).collect::<Result<Vec<_>>>()?;
         rule.check_fit("attention", sizes.scores(), sizes.kv_batch, &descs)?;
         match options.sinks {
@@ -68,6 +78,8 @@ impl Graph {
     pub(super) fn unfused_lse(&mut self, qkv: [Tensor; 3], scores: Tensor, options: &Attention) -> Result<Tensor> {
         let Attention { sinks, q_lengths, q_starts, .. } = *options;
         let lse = self.log_sum_exp(scores, &LogSumExpRows { sinks, q_lengths, q_starts })?;
+        // All but one of a row's batch elements are −inf.
+        let lse = self.of_own_sequence(lse, Reduction::Max, options)?;
         let shape = self.sizes(qkv, options)?.rows_shape(&options.operands(), self.desc(qkv[0])?);
         self.reshape(lse, &shape)
     }

@@ -9,6 +9,7 @@ use crate::tensor::HostTensor;
 /// A rule with its tensors. Rows count (batch, head, query) together, keys as they lie in one batch element.
 pub(super) struct Definition {
     rule: ScoreRule,
+    batch: usize,
     heads: usize,
     seq_q: usize,
     seq_kv: usize,
@@ -74,6 +75,7 @@ impl Definition {
         };
         Self {
             rule,
+            batch: axis(4),
             heads: axis(3),
             seq_q: axis(2),
             seq_kv: axis(1),
@@ -108,6 +110,10 @@ impl Definition {
     /// What becomes of a scaled score.
     pub fn apply(&self, row: usize, key: usize, score: f64) -> f64 {
         let Some(query) = self.query(row) else { return f64::NEG_INFINITY };
+        // Of packed queries only, scores may have a batch element for each sequence.
+        if self.batch > 1 && query.sequence != row / self.seq_q / self.heads {
+            return f64::NEG_INFINITY;
+        }
         let (first_key, keys) = self.keys(query.sequence);
         if !(first_key..first_key + keys).contains(&key) {
             return f64::NEG_INFINITY;

@@ -27,6 +27,8 @@ const ROW: Source = wgsl!("log_sum_exp_row");
 ///
 /// Scores may have rank 2 to 4; missing leading axes count as 1. −inf for a row without anything to add up, and for a row that
 /// is no query, which may have a sink all the same. Its other tensors follow the scores in the order of the fields.
+///
+/// Packed sequences share a batch of 1, or each has a batch element of its own, where the rows of the others are no queries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LogSumExp {
     /// There are sinks, f32 `[heads]`: one more score for every row of a head.
@@ -66,7 +68,7 @@ impl Graph {
 }
 
 params! {
-    struct LogSumExpParams { rows: u32, heads: u32, seq_q: u32, seq_kv: u32, sequences: u32, excluded: f32 }
+    struct LogSumExpParams { rows: u32, heads: u32, seq_q: u32, seq_kv: u32, sequences: u32, own_batch: u32, excluded: f32 }
 }
 
 impl Op for LogSumExp {
@@ -88,12 +90,12 @@ impl Op for LogSumExp {
         if let Some(sinks) = sinks {
             check_sinks("log_sum_exp", sinks, scores)?;
         }
-        queries.sequences("log_sum_exp", to_rank_4(&scores.shape)[0])?;
+        queries.sequences("log_sum_exp", queries.batch(to_rank_4(&scores.shape)[0]))?;
         Ok(vec![TensorDesc::new(Dtype::F32, &scores.shape[..scores.rank() - 1])])
     }
 
     fn reference(&self, inputs: &[&HostTensor], rows: Rows) -> Vec<HostTensor> {
-        let [_, heads, seq_q, seq_kv] = to_rank_4(inputs[0].shape());
+        let [batch, heads, seq_q, seq_kv] = to_rank_4(inputs[0].shape());
         let scores = inputs[0].to_f64();
         let (sinks, queries) = self.split(inputs);
         let sinks = sinks.map(|sinks| sinks.to_f64());
@@ -105,7 +107,8 @@ impl Op for LogSumExp {
                 let maximum = scores.iter().copied().fold(sink, f64::max);
                 let terms = scores.iter().chain([&sink]).filter(|&&score| score != f64::NEG_INFINITY);
                 let sum: f64 = terms.map(|score| (score - maximum).exp()).sum();
-                let exists = queries.query(block / heads, row).is_some();
+                let query = queries.query(block / heads, row);
+                let exists = query.is_some_and(|query| batch == 1 || query.sequence == block / heads);
                 *out = if exists && sum != 0.0 { maximum + sum.ln() } else { f64::NEG_INFINITY };
             }
         });
@@ -152,6 +155,7 @@ impl LogSumExp {
     fn native(&self, scores: &TensorDesc) -> Technique {
         let op = *self;
         let [heads, rows] = rows_of_a_head(scores);
+        let [batch, ..] = to_rank_4(&scores.shape);
         let row_length = scores.row_length();
         let run = move |inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]| {
             let (sinks, queries) = op.split(inputs);
@@ -161,7 +165,10 @@ impl LogSumExp {
             let u32s = |view: &View<'_>| bytemuck::pod_collect_to_vec::<u8, u32>(view.bytes);
             let queries = Queries { lengths: queries.lengths.map(u32s), starts: queries.starts.map(u32s) };
             for (head, out) in out.chunks_mut(rows.max(1)).enumerate() {
-                let existing = queries.rows(head / heads, rows);
+                let existing = match batch {
+                    1 => queries.rows(0, rows),
+                    _ => queries.own_rows(head / heads, rows),
+                };
                 out[..existing.start].fill(f32::NEG_INFINITY);
                 out[existing.end..].fill(f32::NEG_INFINITY);
             }
@@ -198,7 +205,8 @@ impl LogSumExp {
             heads: index(heads),
             seq_q: index(seq_q),
             seq_kv: index(seq_kv),
-            sequences: index(queries.sequences("log_sum_exp", batch).ok()?),
+            sequences: index(queries.sequences("log_sum_exp", queries.batch(batch)).ok()?),
+            own_batch: u32::from(batch > 1),
             excluded: f32::NEG_INFINITY,
         };
         Some(Launch { shader, params: params.into(), workgroups: fold(scores.rows(), capabilities), bindings })
@@ -219,6 +227,9 @@ pub(super) fn cases() -> Vec<Case> {
         cases.extend(case(dtype, &[1, 2, 9, 7], Values::Normal(1.0), rows("q_starts", &[1, 4, 4, 8])));
         cases.extend(case(dtype, &[1, 2, 9, 7], Values::Normal(1.0), rows("q_starts that decrease", &[2, 5, 1, 77])));
         cases.extend(case(dtype, &[1, 2, 9, 7], Values::Normal(1.0), rows("q_starts of nothing", &[4])));
+        cases.extend(case(dtype, &[3, 2, 9, 7], Values::Normal(1.0), rows("q_starts of each batch", &[1, 4, 4, 8])));
+        let decrease = rows("q_starts of each batch that decrease", &[2, 5, 1, 77]);
+        cases.extend(case(dtype, &[3, 2, 9, 7], Values::Normal(1.0), decrease));
     }
     cases.extend(case(Dtype::F32, &[40, 33], Values::Normal(1e4), None));
     cases

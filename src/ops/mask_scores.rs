@@ -14,7 +14,7 @@ use crate::graph::{Graph, Lowering, Tensor, renamed};
 use crate::mask::Masking;
 use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
 use crate::ops::definition::Definition;
-use crate::ops::mask_cases::{MaskCase, mask_cases};
+use crate::ops::mask_cases::{MaskCase, mask_cases, serving_cases};
 use crate::ops::masks::{Checked, RuleParams, ScoreRule, to_rank_4};
 use crate::ops::{EPSILON_F16, EPSILON_F32};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
@@ -26,7 +26,8 @@ const EACH: Source = wgsl!("mask_scores_each");
 ///
 /// Scores may have rank 2 to 4; missing leading axes count as 1. Mask (bool) and bias (f32 or f16) broadcast to them and may
 /// end before the keys, of which the rest is then masked out. Lengths are u32 `[batch]`. Packed sequences share a batch of 1, and
-/// no query sees a key of another sequence.
+/// no query sees a key of another sequence. Where queries are packed and keys are not, the batch is the keys': element s has the
+/// scores of all queries over the keys of sequence s, which only the queries of that sequence keep.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct MaskScores {
     /// What happens to a score.
@@ -129,6 +130,7 @@ params! {
         softcap: f32, band_follows: u32, mask_keys: u32, bias_keys: u32,
         mask_batch: u32, mask_head: u32, mask_query: u32, mask_key: u32,
         bias_batch: u32, bias_head: u32, bias_query: u32, bias_key: u32, position: i32, slope_sequence: u32, sequences: u32,
+        own_batch: u32,
     }
 }
 
@@ -147,10 +149,12 @@ impl Op for MaskScores {
         if !(2..=4).contains(&scores.rank()) || !scores.dtype.is_device_float() {
             return fail(format!("scores are f32 or f16 of rank 2 to 4, got {scores}"));
         }
-        self.checked(inputs)?;
-        if self.rule.reads_batched_keys() {
-            let message = "q_starts without kv_starts gives each sequence keys of its own, and scores over them are no one tensor";
-            return Err(Error::option("mask_scores", message));
+        let sequences = self.checked(inputs)?.sequences();
+        let [batch, ..] = to_rank_4(&scores.shape);
+        if self.rule.reads_batched_keys() && batch != sequences {
+            return fail(format!(
+                "q_starts has {sequences} sequences, and scores over keys of their own have batch {batch}"
+            ));
         }
         Ok(vec![scores.clone()])
     }
@@ -194,7 +198,9 @@ impl Op for MaskScores {
 
 impl MaskScores {
     fn checked(&self, inputs: &[TensorDesc]) -> Result<Checked> {
-        Checked::new("mask_scores", self.rule, to_rank_4(&inputs[0].shape), &inputs[1..])
+        let [batch, heads, seq_q, seq_kv] = to_rank_4(&inputs[0].shape);
+        let queries = if self.rule.reads_batched_keys() { 1 } else { batch };
+        Checked::new("mask_scores", self.rule, [queries, heads, seq_q, seq_kv], &inputs[1..])
     }
 
     fn native(&self, scores: &TensorDesc, checked: Checked) -> Technique {
@@ -215,7 +221,8 @@ impl MaskScores {
         if shader.needs_f16() && !capabilities.f16 {
             return None;
         }
-        let params = params(to_rank_4(&scores.shape), checked.params());
+        let own_batch = u32::from(self.rule.reads_batched_keys());
+        let params = MaskScoresParams { own_batch, ..params(to_rank_4(&scores.shape), checked.params()) };
         let workgroups = fold(scores.len().div_ceil(256), capabilities);
         Some(Launch { shader, params: params.into(), workgroups, bindings })
     }
@@ -248,6 +255,7 @@ fn params([batch, heads, seq_q, seq_kv]: [usize; 4], rule: RuleParams) -> MaskSc
         position: rule.position,
         slope_sequence: rule.slope_sequence,
         sequences: rule.sequences,
+        own_batch: 0,
     }
 }
 
@@ -259,6 +267,9 @@ pub(super) fn cases() -> Vec<Case> {
             for mask_case in mask_cases(shape) {
                 cases.push(case(dtype, &shape, mask_case));
             }
+        }
+        for mask_case in serving_cases([2, 13, 9]) {
+            cases.push(case(dtype, &[3, 2, 13, 9], mask_case));
         }
         cases.push(case(dtype, &[1, 2, 0, 3], mask_cases([1, 2, 0, 3]).remove(1)));
         cases.push(case(dtype, &[31, 17], mask_cases([1, 1, 31, 17]).remove(1)));

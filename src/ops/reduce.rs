@@ -100,12 +100,7 @@ impl Op for Reduce {
                 return fail(format!("axis {axis} is given twice in {:?}", self.axes));
             }
         }
-        let sizes = x.shape.iter().enumerate().filter_map(|(axis, &size)| match self.reduced {
-            _ if !self.axes.contains(&axis) => Some(size),
-            ReducedAxes::Kept => Some(1),
-            ReducedAxes::Dropped => None,
-        });
-        Ok(vec![TensorDesc::new(x.dtype, sizes.collect::<Vec<_>>())])
+        Ok(vec![TensorDesc::new(x.dtype, self.output_shape(&x.shape))])
     }
 
     fn reference(&self, inputs: &[&HostTensor], rows: Rows) -> Vec<HostTensor> {
@@ -123,8 +118,7 @@ impl Op for Reduce {
             }
             sets[kept.iter().fold(0, |output, &axis| output * shape[axis] + at[axis])].push(element);
         }
-        let output = self.outputs(&[inputs[0].desc().clone()]).expect("the graph accepted it").remove(0);
-        let result = rows.compute(&output.shape, |row, out| {
+        let result = rows.compute(&self.output_shape(shape), |row, out| {
             let length = out.len();
             for (column, out) in out.iter_mut().enumerate() {
                 *out = self.of_set(&sets[row * length + column]);
@@ -175,6 +169,15 @@ struct Sets {
 }
 
 impl Reduce {
+    fn output_shape(&self, shape: &[usize]) -> Vec<usize> {
+        let sizes = shape.iter().enumerate().filter_map(|(axis, &size)| match self.reduced {
+            _ if !self.axes.contains(&axis) => Some(size),
+            ReducedAxes::Kept => Some(1),
+            ReducedAxes::Dropped => None,
+        });
+        sizes.collect()
+    }
+
     fn of_set(&self, set: &[f64]) -> f64 {
         let sum: f64 = set.iter().sum();
         match self.reduction {

@@ -53,9 +53,26 @@ impl Queries<Vec<u32>> {
             (None, None) => 0..seq_q,
         }
     }
+
+    /// Which rows are those of one of the packed sequences: where starts decrease, not those that one before it has passed.
+    pub fn own_rows(&self, sequence: usize, seq_q: usize) -> Range<usize> {
+        let Some(starts) = &self.starts else { return self.rows(sequence, seq_q) };
+        let inside = |&start: &u32| seq_q.min(start as usize);
+        let end = inside(&starts[sequence + 1]);
+        let passed = starts[..=sequence].iter().map(inside).max().unwrap_or(0);
+        passed.min(end)..end
+    }
 }
 
 impl Queries<&TensorDesc> {
+    /// The batch of the queries whose scores have this one: 1 where each packed sequence has a batch element of scores.
+    pub fn batch(&self, scores: usize) -> usize {
+        match self.starts {
+            Some(starts) if starts.shape == [scores + 1] => 1,
+            _ => scores,
+        }
+    }
+
     /// The number of sequences in so many batch elements, in the name of `op`.
     pub fn sequences(&self, op: &'static str, batch: usize) -> Result<usize> {
         if self.lengths.is_some() && self.starts.is_some() {
@@ -131,5 +148,7 @@ mod tests {
             [starts(&[1, 3, 2]).rows(0, 5), starts(&[9]).rows(0, 5), starts(&[4, 2]).rows(0, 5)],
             [1..3, 5..5, 4..4]
         );
+        let decreasing = starts(&[1, 3, 2, 99]);
+        assert_eq!([0, 1, 2].map(|sequence| decreasing.own_rows(sequence, 5)), [1..3, 2..2, 3..5]);
     }
 }

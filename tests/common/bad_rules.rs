@@ -140,32 +140,13 @@ pub fn bad_rules() -> Vec<BadGraph> {
             "attention: kv_lengths is u32 [1], it must be u32 [2]",
         ),
         (
-            "packed queries over batched keys, unfused",
-            rules([1, 2], |graph| Attention {
-                q_starts: u32s(graph, 3),
-                strategy: Strategy::Unfused,
-                ..Attention::default()
-            }),
-            "attention: q_starts without kv_starts needs a fused kernel, Strategy::Unfused has one matrix of scores",
-        ),
-        (
-            "steps of packed queries over batched keys",
-            Box::new(|graph| {
-                let q_starts = u32s(graph, 3);
-                let qkv = [1, 2, 2].map(|batch| tensor(graph, Dtype::F32, &[batch, 2, 5, 8]));
-                let options = Attention { q_starts, ..Attention::default() };
-                graph.attention_steps(qkv, &options).map(|steps| steps.lse)
-            }),
-            "attention: q_starts without kv_starts needs a fused kernel, Strategy::Unfused has one matrix of scores",
-        ),
-        (
             "scores of packed queries over batched keys",
             Box::new(|graph| {
                 let q_starts = u32s(graph, 3);
                 let scores = tensor(graph, Dtype::F32, &[1, 2, 5, 7]);
                 graph.mask_scores(scores, &ScoreMasks { q_starts, ..ScoreMasks::default() })
             }),
-            "mask_scores: q_starts without kv_starts gives each sequence keys of its own, and scores over them are no one tensor",
+            "mask_scores: q_starts has 2 sequences, and scores over keys of their own have batch 1",
         ),
         (
             "softmax with sinks of rank 2",

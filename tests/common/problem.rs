@@ -74,14 +74,11 @@ impl Problem {
         device.capabilities().f16 || ![self.dtype, self.kv_dtype].contains(&Dtype::F16)
     }
 
-    /// Every strategy that takes it on this device; none where only a fused kernel could compute it, and it binds too much.
+    /// Every strategy that takes it on this device.
     fn strategies(&self, device: &Device) -> Vec<Strategy> {
-        let batched_keys = self.q_starts.is_some() && self.kv_starts.is_none();
-        match (self.fuses(device), batched_keys) {
-            (true, true) => vec![Strategy::Fused, Strategy::Auto],
-            (true, false) => vec![Strategy::Unfused, Strategy::Fused, Strategy::Auto],
-            (false, true) => vec![],
-            (false, false) => vec![Strategy::Unfused, Strategy::Auto],
+        match self.fuses(device) {
+            true => vec![Strategy::Unfused, Strategy::Fused, Strategy::Auto],
+            false => vec![Strategy::Unfused, Strategy::Auto],
         }
     }
 
@@ -98,10 +95,7 @@ impl Problem {
     pub fn splits(&self, device: &Device) -> bool {
         let graph = graph(self, Strategy::Fused);
         let bound = graph.inputs().count() - usize::from(self.sinks.is_some()) + 2;
-        let batched_keys = self.q_starts.is_some() && self.kv_starts.is_none();
-        // Of a problem that only a fused kernel computes there is no other definition to compare with where that is not offered.
-        let compared = !batched_keys || self.fuses(device);
-        compared && self.options.fill == Fill::Exclude && bound <= device.capabilities().storage_buffers as usize
+        self.options.fill == Fill::Exclude && bound <= device.capabilities().storage_buffers as usize
     }
 
     /// Inputs that are not drawn from a distribution.

@@ -1,7 +1,7 @@
 //! Soft cap, slopes, masks and bias: what attention applies to a block of scores, and a kernel for scores that are
 //! stored.
 
-use super::args::{Dense, Elements, ElementsMut, Masking, Slopes};
+use super::args::{Dense, Elements, ElementsMut, Masking, Packed, Slopes};
 use super::scratch::{Arena, with_scratch};
 use super::sequence::{Sequence, sequences};
 use super::tanh::SoftCap;
@@ -13,7 +13,8 @@ use std::ops::Range;
 /// Stored scores to be masked.
 #[derive(Debug, Clone, Copy)]
 pub struct MaskScoresArgs<'a> {
-    /// `[batch, heads, seq_q, seq_kv]`, contiguous; of packed sequences, `[1, heads, seq_q, seq_kv]`.
+    /// `[batch, heads, seq_q, seq_kv]`, contiguous; of packed sequences, `[1, heads, seq_q, seq_kv]`, or of packed queries
+    /// only, `[sequences, heads, seq_q, seq_kv]`.
     pub scores: Elements<'a>,
     /// Those of the scores.
     pub sizes: [usize; 4],
@@ -84,8 +85,8 @@ fn sequence_of<'a>(
 ) -> Option<&'a Sequence> {
     let has = |sequence: &&Sequence| sequence.rows().contains(&position);
     match masking.packed {
-        None => sequences.get(batch).filter(has),
-        Some(_) => sequences.iter().find(has),
+        Some(Packed { kv_starts: Some(_), .. }) => sequences.iter().find(has),
+        Some(Packed { kv_starts: None, .. }) | None => sequences.get(batch).filter(has),
     }
 }
 
