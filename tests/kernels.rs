@@ -1,4 +1,4 @@
-//! Every op × case × device: each technique that is offered against the reference.
+//! Every op × case × device: each technique that is offered against the reference; of attention, in turns ([`IN_TURN`]).
 //!
 //! Outputs start as NaN and are followed by guard bytes (`regard::verify`). A trial is named `op/case/device`.
 
@@ -18,7 +18,10 @@ fn main() -> ExitCode {
         let name = format!("{}/{}", case.op.name(), case.name);
         // One reference for all devices, computed by the first trial and dropped with the last.
         let prepared = OnceLock::new();
-        each_device(&name, move |subject| check(subject, prepared.get_or_init(|| Prepared::new(case.clone())), number))
+        let turn = IN_TURN.contains(&case.op.name()).then(|| Turn::new(number));
+        let check = move |subject: &Subject| check(subject, prepared.get_or_init(|| Prepared::new(case.clone())), turn);
+        let trials = each_device(&name, check).into_iter();
+        trials.filter(move |trial| turn.is_none_or(|turn| !trial.name().ends_with(turn.others)))
     });
     let repeated = cases(None, None).into_iter().filter(|case| REPEATED.contains(&case.name.as_str()));
     let repeated = repeated.flat_map(|case| {
@@ -60,18 +63,34 @@ fn larger_subgroups(subject: &Subject, case: &Case) -> Verdict {
     Ok(Completion::Completed)
 }
 
-/// Most ops have one technique or two, which run every case. Where there are more, as for attention, a pipeline takes a software
-/// device a second to compile: the first technique runs every case, and on every third one of the others in turn, on another
-/// third where the shaders are checked. `regard verify` runs all of them on all.
-fn takes_its_turn(number: usize, subject: &Subject, place: usize, count: usize) -> bool {
-    let turn = number + usize::from(subject.name.ends_with(" checked"));
-    count <= 2 || place == 0 || (turn.is_multiple_of(3) && place == 1 + turn / 3 % (count - 1))
+/// Their pipelines take a software device about a second each to compile, so their cases take turns: every other case with
+/// checked shaders, the rest without. `regard verify` runs all of them on all.
+const IN_TURN: [&str; 2] = ["attention_fused", "attention_split"];
+
+/// What of a case is run where cases take turns.
+#[derive(Debug, Clone, Copy)]
+struct Turn {
+    /// How the names of devices end that do not run it.
+    others: &'static str,
+    /// Its number among the cases that the same devices run.
+    number: usize,
 }
 
-fn check(subject: &Subject, prepared: &Prepared, number: usize) -> Verdict {
+impl Turn {
+    fn new(number: usize) -> Self {
+        Self { others: [" checked", " unchecked"][number % 2], number: number / 2 }
+    }
+
+    /// Of more than two techniques the first runs each case, and every third case one of the others.
+    fn is_of(self, place: usize, count: usize) -> bool {
+        count <= 2 || place == 0 || (self.number.is_multiple_of(3) && place == 1 + self.number / 3 % (count - 1))
+    }
+}
+
+fn check(subject: &Subject, prepared: &Prepared, turn: Option<Turn>) -> Verdict {
     let mut skipped = None;
     let mut failures = String::new();
-    let wanted = |place, count| takes_its_turn(number, subject, place, count);
+    let wanted = |place, count| turn.is_none_or(|turn| turn.is_of(place, count));
     for (technique, outcome) in prepared.run_some(&subject.device, wanted) {
         match outcome {
             Outcome::Skipped(reason) => skipped = Some(reason),
