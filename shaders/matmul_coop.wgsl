@@ -1,6 +1,7 @@
-// matmul_coop: c = alpha · a · b + bias, or alpha · a · bᵀ + bias, for each product of a batch, on cooperative matrices.
+// matmul_coop: c = f(alpha · a · b + bias), or f(alpha · a · bᵀ + bias), for each product of a batch, on cooperative matrices.
 //
 //   a  [.., m, k] (left_*)    b  [.., k, n], or [.., n, k] when TRANSPOSED_B (right_*)    bias  [n]    c  [.., m, n]
+//   f  steps that may take a residual, [.., m, n] (epilogue_*, residual_*)
 //   Batch axes are broadcast by strides of zero. The matrices multiply f16 and add up in f32 (matrices_*).
 //
 // Four subgroups, two by two, own TILE × TILE elements of one product, each BLOCK × BLOCK matrices of sums. K is walked in
@@ -16,6 +17,7 @@ const ROUNDS: bool = false; // host
 const BLOCK: u32 = 4u; // host
 const LANES: u32 = 128u; // host
 alias Elem = f16; // host
+alias Factor = f16; // as which factors are staged
 
 const SIDE: u32 = 2u;
 const SPAN: u32 = BLOCK * EDGE;
@@ -27,6 +29,7 @@ const WIDE: u32 = (TILE + PAD) / 4u; // and where they run along n
 const_assert BLOCK == 2u || BLOCK == 4u;
 
 struct Params {
+    epilogue: array<vec4<u32>, 2>, // code, operand, p and q of each step
     m: u32,
     n: u32,
     k: u32,
@@ -72,7 +75,9 @@ fn write(batch: u32, first_row: u32, first_column: u32, i: u32, j: u32, lane: u3
         let row = first_row + subgroup / SIDE * SPAN + i * EDGE + at / EDGE % EDGE;
         let column = first_column + subgroup % SIDE * SPAN + j * EDGE + at % EDGE;
         if row < params.m && column < params.n {
-            c[(batch * params.m + row) * params.n + column] = Elem(params.alpha * wg_out[at] + column_bias(column));
+            let place = (batch * params.m + row) * params.n + column;
+            let value = params.alpha * wg_out[at] + column_bias(column);
+            c[place] = Elem(finished(vec4(value), vec4(residual(place))).x);
         }
     }
     workgroupBarrier();

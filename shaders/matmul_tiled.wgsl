@@ -1,25 +1,30 @@
-// matmul_tiled: c = alpha · a · b + bias, or alpha · a · bᵀ + bias, for each product of a batch.
+// matmul_tiled: c = f(alpha · a · b + bias), or f(alpha · a · bᵀ + bias), for each product of a batch.
 //
-//   a  [.., m, k]    b  [.., k, n], or [.., n, k] when TRANSPOSED_B    bias  [n]    c  [.., m, n]
+//   a  [.., m, k] (left_*)    b  [.., k, n], or [.., n, k] when TRANSPOSED_B (right_*)    bias  [n]    c  [.., m, n]
+//   f  steps that may take a residual, [.., m, n] (epilogue_*, residual_*)
 //   Batch axes are broadcast by strides of zero.
 //
-// A workgroup of 16 × 16 lanes owns TILE × TILE elements of one product, a lane a block of 4 × 4. K is walked in steps of
-// DEPTH; both factors are staged in workgroup memory with k slowest, a's tile transposed, so that a lane reads its four rows
-// and its four columns as one vec4 each. Past the edges factors read as zero, and nothing is written.
+// A workgroup of 16 × 16 lanes owns TILE × TILE elements of one product, a lane FOURS × FOURS blocks of 4 × 4 that are 64 rows
+// and columns apart, so that neighbouring lanes read neighbouring vectors. K is walked in steps of DEPTH; both factors are
+// staged in workgroup memory with k slowest, so that a lane reads its rows and its columns as vectors. A step is one vector of
+// each factor and lane, and the next one's are on their way while a step is multiplied. Past the edges factors read as zero,
+// and nothing is written.
 // With ANNIHILATE a zero in a makes its product zero even where b is NaN or infinite: attention weights of masked keys.
 
 const TRANSPOSED_B: bool = false; // host
 const ANNIHILATE: bool = false; // host
-alias ElemA = f32; // host
-alias ElemB = f32; // host
+const FOURS: u32 = 1u; // host
 alias Elem = f32; // host
+alias Factor = f32; // as which factors are staged
 
 const EDGE: u32 = 16u;
-const TILE: u32 = 4u * EDGE;
-const DEPTH: u32 = 16u;
-const_assert DEPTH == EDGE; // one vec4 of each factor per lane and step
+const TILE: u32 = 4u * FOURS * EDGE;
+const DEPTH: u32 = 16u / FOURS;
+const STRIDE: u32 = TILE / 4u + 1u; // vectors from one k to the next; one more keeps columns of the staging off one bank
+const_assert FOURS == 1u || FOURS == 2u;
 
 struct Params {
+    epilogue: array<vec4<u32>, 2>, // code, operand, p and q of each step
     m: u32,
     n: u32,
     k: u32,
@@ -36,32 +41,23 @@ struct Params {
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> a: array<ElemA>;
-@group(0) @binding(2) var<storage, read> b: array<ElemB>;
 @group(0) @binding(3) var<storage, read_write> c: array<Elem>;
 
-var<workgroup> wg_a: array<vec4<f32>, DEPTH * EDGE>; // [k][row / 4]
-var<workgroup> wg_b: array<vec4<f32>, DEPTH * EDGE>; // [k][column / 4]
+var<workgroup> wg_a: array<vec4<f32>, DEPTH * STRIDE>; // [k][row / 4]
+var<workgroup> wg_b: array<vec4<f32>, DEPTH * STRIDE>; // [k][column / 4]
 
-fn a_element(start: u32, row: u32, k: u32) -> f32 {
-    if row >= params.m || k >= params.k {
-        return 0.0;
-    }
-    return f32(a[start + row * params.k + k]);
-}
-
-fn b_element(start: u32, k: u32, column: u32) -> f32 {
-    if column >= params.n || k >= params.k {
-        return 0.0;
-    }
-    return f32(b[start + select(k * params.n + column, column * params.k + k, TRANSPOSED_B)]);
-}
-
-fn multiply(left: f32, right: vec4<f32>) -> vec4<f32> {
+// A column of the result is a row of the block.
+fn outer(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
     if ANNIHILATE {
-        return select(left * right, vec4<f32>(), left == 0.0);
+        let none = vec4<f32>();
+        return mat4x4<f32>(
+            select(rows.x * columns, none, rows.x == 0.0),
+            select(rows.y * columns, none, rows.y == 0.0),
+            select(rows.z * columns, none, rows.z == 0.0),
+            select(rows.w * columns, none, rows.w == 0.0),
+        );
     }
-    return left * right;
+    return mat4x4<f32>(rows.x * columns, rows.y * columns, rows.z * columns, rows.w * columns);
 }
 
 @compute @workgroup_size(256)
@@ -82,44 +78,75 @@ fn main(
     let first_column = tile % tiles_n * TILE;
     let slow = lane / EDGE;
     let fast = lane % EDGE;
-    // Neighbouring lanes read neighbouring addresses: along k where k is contiguous, else along n.
-    let b_k = select(slow, fast, TRANSPOSED_B);
-    let b_group = select(fast, slow, TRANSPOSED_B);
+    // What this lane stages: four elements along k of one row, and of b four along n where that is how it is stored.
+    let along = lane / (DEPTH / 4u);
+    let deep = 4u * (lane % (DEPTH / 4u));
+    let b_k = lane / (TILE / 4u);
+    let b_four = lane % (TILE / 4u);
 
-    var sum: array<vec4<f32>, 4>;
+    var sums_00 = mat4x4<f32>();
+    var sums_01 = mat4x4<f32>();
+    var sums_10 = mat4x4<f32>();
+    var sums_11 = mat4x4<f32>();
+    var left = left_four(start.a, first_row + along, deep);
+    var right: vec4<f32>;
+    if TRANSPOSED_B {
+        right = right_four(start.b, first_column + along, deep);
+    } else {
+        right = right_four(start.b, b_k, first_column + 4u * b_four);
+    }
     for (var k = 0u; k < params.k; k += DEPTH) {
-        let row = first_row + 4u * slow;
-        wg_a[fast * EDGE + slow] = vec4(
-            a_element(start.a, row, k + fast),
-            a_element(start.a, row + 1u, k + fast),
-            a_element(start.a, row + 2u, k + fast),
-            a_element(start.a, row + 3u, k + fast),
-        );
-        let column = first_column + 4u * b_group;
-        wg_b[b_k * EDGE + b_group] = vec4(
-            b_element(start.b, k + b_k, column),
-            b_element(start.b, k + b_k, column + 1u),
-            b_element(start.b, k + b_k, column + 2u),
-            b_element(start.b, k + b_k, column + 3u),
-        );
+        for (var i = 0u; i < 4u; i++) {
+            wg_a[(deep + i) * STRIDE + along / 4u][along % 4u] = left[i];
+        }
+        if TRANSPOSED_B {
+            for (var i = 0u; i < 4u; i++) {
+                wg_b[(deep + i) * STRIDE + along / 4u][along % 4u] = right[i];
+            }
+        } else {
+            wg_b[b_k * STRIDE + b_four] = right;
+        }
         workgroupBarrier();
+        left = left_four(start.a, first_row + along, k + DEPTH + deep);
+        if TRANSPOSED_B {
+            right = right_four(start.b, first_column + along, k + DEPTH + deep);
+        } else {
+            right = right_four(start.b, k + DEPTH + b_k, first_column + 4u * b_four);
+        }
         for (var d = 0u; d < DEPTH; d++) {
-            let rows = wg_a[d * EDGE + slow];
-            let columns = wg_b[d * EDGE + fast];
-            sum[0] += multiply(rows.x, columns);
-            sum[1] += multiply(rows.y, columns);
-            sum[2] += multiply(rows.z, columns);
-            sum[3] += multiply(rows.w, columns);
+            let rows_0 = wg_a[d * STRIDE + slow];
+            let columns_0 = wg_b[d * STRIDE + fast];
+            sums_00 += outer(rows_0, columns_0);
+            if FOURS == 2u {
+                let rows_1 = wg_a[d * STRIDE + EDGE + slow];
+                let columns_1 = wg_b[d * STRIDE + EDGE + fast];
+                sums_01 += outer(rows_0, columns_1);
+                sums_10 += outer(rows_1, columns_0);
+                sums_11 += outer(rows_1, columns_1);
+            }
         }
         workgroupBarrier();
     }
 
-    for (var r = 0u; r < 4u; r++) {
-        let row = first_row + 4u * slow + r;
-        for (var i = 0u; i < 4u; i++) {
-            let column = first_column + 4u * fast + i;
-            if row < params.m && column < params.n {
-                c[(batch * params.m + row) * params.n + column] = Elem(params.alpha * sum[r][i] + column_bias(column));
+    // Sums that are looked up by a loop's counter would not stay in registers above.
+    var results: array<mat4x4<f32>, 4>;
+    results[0] = sums_00;
+    results[1] = sums_01;
+    results[2] = sums_10;
+    results[3] = sums_11;
+    for (var i = 0u; i < 4u * FOURS * FOURS; i++) {
+        let row = first_row + i / 4u / FOURS * 4u * EDGE + 4u * slow + i % 4u;
+        let column = first_column + i / 4u % FOURS * 4u * EDGE + 4u * fast;
+        if row < params.m && column < params.n {
+            let last = params.n - 1u;
+            let columns = min(column + vec4(0u, 1u, 2u, 3u), vec4(last));
+            let places = (batch * params.m + row) * params.n + columns;
+            let bias = vec4(
+                column_bias(columns.x), column_bias(columns.y), column_bias(columns.z), column_bias(columns.w));
+            let others = vec4(residual(places.x), residual(places.y), residual(places.z), residual(places.w));
+            let values = finished(params.alpha * results[i / 4u][i % 4u] + bias, others);
+            for (var j = 0u; j < min(4u, params.n - column); j++) {
+                c[places[j]] = Elem(values[j]);
             }
         }
     }

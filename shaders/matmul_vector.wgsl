@@ -1,6 +1,7 @@
-// matmul_vector: c = alpha · a · b + bias, or alpha · a · bᵀ + bias, for products whose left factor is one row.
+// matmul_vector: c = f(alpha · a · b + bias), or f(alpha · a · bᵀ + bias), for products whose left factor is one row.
 //
 //   a  [.., 1, k]    b  [.., k, n], or [.., n, k] when TRANSPOSED_B    bias  [n]    c  [.., 1, n]
+//   f  steps that may take a residual, [.., 1, n] (epilogue_*, residual_*)
 //   Batch axes are broadcast by strides of zero.
 //
 // Bound by reading b once. A workgroup owns COLUMNS columns of one product; SLICES lanes share each column's sum over k,
@@ -17,6 +18,7 @@ const COLUMNS: u32 = 16u;
 const SLICES: u32 = 16u;
 
 struct Params {
+    epilogue: array<vec4<u32>, 2>, // code, operand, p and q of each step
     m: u32,
     n: u32,
     k: u32,
@@ -75,6 +77,8 @@ fn main(
         for (var s = 0u; s < SLICES; s++) {
             total += wg_sums[s * COLUMNS + lane];
         }
-        c[batch * params.n + out_column] = Elem(params.alpha * total + column_bias(out_column));
+        let place = batch * params.n + out_column;
+        let value = params.alpha * total + column_bias(out_column);
+        c[place] = Elem(finished(vec4(value), vec4(residual(place))).x);
     }
 }

@@ -52,6 +52,8 @@ pub(crate) struct Node {
     pub lowerings: Vec<Arc<dyn Lowering>>,
     /// The op that a plan computes by this node and others.
     pub instead_of: Option<&'static str>,
+    /// Steps of other nodes that this one has taken over.
+    pub then: Vec<String>,
 }
 
 /// The tensor among `to` that stands where `tensor` stands among `from`.
@@ -187,8 +189,8 @@ impl Graph {
         }
         let outputs: Vec<Tensor> =
             outputs.into_iter().zip(origins).map(|(desc, origin)| self.push(desc, origin, String::new())).collect();
-        let (inputs, instead_of) = (inputs.to_vec(), None);
-        self.nodes.push(Node { op, inputs, outputs: outputs.clone(), lowerings, instead_of });
+        let (inputs, instead_of, then) = (inputs.to_vec(), None, Vec::new());
+        self.nodes.push(Node { op, inputs, outputs: outputs.clone(), lowerings, instead_of, then });
         Ok(outputs)
     }
 
@@ -289,7 +291,8 @@ impl Graph {
         Ok(())
     }
 
-    fn push(&mut self, desc: TensorDesc, origin: Origin, name: String) -> Tensor {
+    /// Adds a tensor.
+    pub(crate) fn push(&mut self, desc: TensorDesc, origin: Origin, name: String) -> Tensor {
         self.tensors.push(TensorInfo { desc, origin, name, changed_by: None });
         Tensor { graph: self.id, index: self.tensors.len() - 1 }
     }

@@ -1,5 +1,6 @@
 //! The one trait, and what a technique is.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use crate::tensor::{HostTensor, TensorDesc, View, ViewMut};
 /// One operation: what it computes, what that costs, and every way to run it.
 ///
 /// No method has a default body, so an op without a reference does not compile.
-pub trait Op: fmt::Debug + Send + Sync {
+pub trait Op: Any + fmt::Debug + Send + Sync {
     /// Name as users write it, such as `matmul`.
     fn name(&self) -> &'static str;
 

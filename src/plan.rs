@@ -7,7 +7,7 @@ use crate::device::{Device, DeviceTensor, Inner, Storage};
 use crate::error::{Error, Result};
 use crate::gpu::GpuProgram;
 use crate::graph::Graph;
-pub use crate::schedule::{PlanDescription, PlanOptions, StepDescription};
+pub use crate::schedule::{PlanDescription, PlanOptions, Rewrites, StepDescription};
 use crate::schedule::{Port, Schedule};
 use crate::tensor::{Dtype, HostTensor};
 pub use crate::timing::{Clock, Profile, Sample};

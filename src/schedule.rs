@@ -10,6 +10,7 @@ use crate::graph::{Graph, Node, Origin, Tensor};
 use crate::memory::{Lifetime, assign};
 use crate::op::{Cost, Op, Technique};
 use crate::precision::Precision;
+pub use crate::rewrite::Rewrites;
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
 
 /// Choices that override the default ones.
@@ -19,6 +20,15 @@ pub struct PlanOptions {
     /// that was built with [`Strategy::Auto`](crate::Strategy::Auto) also has `("attention_fused", "unfused")`, and any that
     /// is not unfused and whose fill excludes `("attention_fused", "split")`.
     pub techniques: Vec<(String, String)>,
+    /// What is made of the graph first.
+    pub rewrites: Rewrites,
+}
+
+impl PlanOptions {
+    /// This technique for every node of an op, and the default for the rest.
+    pub fn technique(op: &str, technique: &str) -> Self {
+        Self { techniques: vec![(op.into(), technique.into())], ..Self::default() }
+    }
 }
 
 /// One dispatch or native call.
@@ -31,6 +41,8 @@ pub(crate) struct Step {
     pub cost: Cost,
     /// The op that this step computes together with others.
     pub instead_of: Option<&'static str>,
+    /// Steps of other nodes that it computes besides.
+    pub then: Vec<String>,
 }
 
 /// A tensor of a step: where it lies and what it is.
@@ -74,7 +86,13 @@ pub(crate) struct Schedule {
 impl Schedule {
     pub fn new(graph: &Graph, capabilities: &Capabilities, options: &PlanOptions) -> Result<Self> {
         check_forced(graph, options)?;
-        let graph = &*lowered(graph, capabilities, options)?;
+        let mut graph = lowered(graph, capabilities, options)?;
+        if options.rewrites != Rewrites::NONE && options.techniques.iter().all(|(op, _)| op != "elementwise") {
+            let graph = graph.to_mut();
+            graph.nodes = needed(graph).into_iter().cloned().collect();
+            options.rewrites.apply(graph);
+        }
+        let graph = &*graph;
         let nodes = needed(graph);
         if graph.outputs.is_empty() && nodes.is_empty() {
             return Err(Error::Graph("there is no output; name one with Graph::output".into()));
@@ -95,6 +113,7 @@ impl Schedule {
                     outputs: node.outputs.iter().map(|&tensor| operand(tensor)).collect(),
                     cost: node.op.cost(&descs),
                     instead_of: node.instead_of,
+                    then: node.then.clone(),
                 })
             })
             .collect::<Result<_>>()?;
@@ -322,6 +341,8 @@ pub struct StepDescription {
     /// The op of the graph that this step computes together with others, such as `attention_fused` on a device that has no
     /// technique of it.
     pub instead_of: Option<&'static str>,
+    /// Element-wise steps of the graph that it computes besides, such as `gelu`; see [`Rewrites`].
+    pub then: Vec<String>,
     /// Whether operands are rounded to f16 for the products; only where the graph allows it.
     pub precision: Precision,
     /// What goes in.
@@ -335,11 +356,12 @@ pub struct StepDescription {
 }
 
 impl StepDescription {
-    /// Such as `softmax_row`, `softmax_row for attention_fused`, or `matmul_coop (products in f16)`.
+    /// Such as `softmax_row`, `softmax_row for attention_fused`, or `matmul_coop then gelu, add (products in f16)`.
     pub(crate) fn technique_and_reason(&self) -> String {
         let instead_of = self.instead_of.map_or(String::new(), |op| format!(" for {op}"));
         let rounded = if self.precision == Precision::Half { " (products in f16)" } else { "" };
-        format!("{}{instead_of}{rounded}", self.technique)
+        let then = if self.then.is_empty() { String::new() } else { format!(" then {}", self.then.join(", ")) };
+        format!("{}{then}{instead_of}{rounded}", self.technique)
     }
 
     fn new(step: &Step) -> Self {
@@ -348,6 +370,7 @@ impl StepDescription {
             op: step.op.name(),
             technique: step.technique.name(),
             instead_of: step.instead_of,
+            then: step.then.clone(),
             precision: step.technique.precision(),
             inputs: descs(&step.inputs),
             outputs: descs(&step.outputs),

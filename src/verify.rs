@@ -88,9 +88,9 @@ impl Prepared {
         self.run_some(device, |_, _| true)
     }
 
-    /// Those techniques that are wanted, by their place among those that the device offers and how many these are; one skip
-    /// where none is offered.
-    pub fn run_some(&self, device: &Device, wanted: impl Fn(usize, usize) -> bool) -> Vec<(String, Outcome)> {
+    /// Those techniques that are wanted, by their place among the names of those that the device offers; one skip where none is
+    /// offered.
+    pub fn run_some(&self, device: &Device, wanted: impl Fn(usize, &[&str]) -> bool) -> Vec<(String, Outcome)> {
         let techniques = self.case.op.techniques(&self.case.descs(), device.capabilities());
         if techniques.is_empty() {
             let (bound, bindable) = (self.inputs.len() + self.expected.len(), device.capabilities().storage_buffers);
@@ -103,8 +103,8 @@ impl Prepared {
             };
             return vec![("none".into(), Outcome::Skipped(reason))];
         }
-        let count = techniques.len();
-        let techniques = techniques.iter().enumerate().filter(|(place, _)| wanted(*place, count));
+        let names: Vec<&str> = techniques.iter().map(Technique::name).collect();
+        let techniques = techniques.iter().enumerate().filter(|(place, _)| wanted(*place, &names));
         techniques.map(|(_, technique)| (technique.name().to_owned(), self.check(device, technique))).collect()
     }
 

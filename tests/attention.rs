@@ -301,7 +301,7 @@ fn wide_heads_are_unfused(subject: &Subject) -> Verdict {
         let unfused = vec!["matmul", "softmax", "matmul"];
         let wanted = if narrow || native { vec!["attention_fused"] } else { unfused.clone() };
         assert_eq!(ops(&options)?, wanted, "head_dim {head_dim} and {head_dim_v}");
-        let forced = PlanOptions { techniques: vec![("attention_fused".into(), "unfused".into())] };
+        let forced = PlanOptions::technique("attention_fused", "unfused");
         assert_eq!(ops(&forced)?, unfused);
         let fused = Plan::preview(&subject.device, &graph(&problem, Strategy::Fused), &options);
         assert_eq!(fused.is_ok(), narrow || native, "head_dim {head_dim} and {head_dim_v}");

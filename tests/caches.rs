@@ -362,7 +362,7 @@ fn turned_first(subject: &Subject) -> Verdict {
         assert!(description.steps.iter().all(|step| step.instead_of == Some("append_kv")), "{description}");
         let elsewhere = |options| Ok::<_, regard::Error>(Plan::preview(&Device::cpu(), &graph, &options)?.steps);
         assert_eq!(elsewhere(PlanOptions::default())?.len(), 1);
-        let forced = elsewhere(PlanOptions { techniques: vec![("append_kv".into(), "turn_first".into())] })?;
+        let forced = elsewhere(PlanOptions::technique("append_kv", "turn_first"))?;
         assert_eq!(forced.iter().map(|step| step.op).collect::<Vec<_>>(), turned.steps);
         let inputs: Vec<_> = graph
             .inputs()

@@ -14,7 +14,7 @@ use regard::capabilities::{Backend, Capabilities};
 use regard::case::Case;
 use regard::compare::{NanMeans, Tolerance, compare};
 use regard::op::{CpuKernel, Launch, Rows, Technique};
-use regard::shader::Constant;
+use regard::shader::{Constant, Shader};
 use regard::tensor::{View, ViewMut};
 use regard::verify::{Outcome, Prepared, cases};
 use regard::{Dtype, HostTensor};
@@ -91,9 +91,19 @@ fn nothing_written(subject: &Subject) -> Verdict {
     Ok(Completion::Completed)
 }
 
+/// Where the four bytes of a param begin. Arrays, which come first, are of vectors: `[[u32; 4]; 2]`.
+fn place(launch: &Launch, param: &str) -> usize {
+    let index = launch.params.layout.iter().position(|(field, _)| *field == param).expect("a param");
+    let size = |kind: &str| match kind.strip_prefix("[[u32; 4]; ").and_then(|rest| rest.strip_suffix(']')) {
+        Some(vectors) => 16 * vectors.parse::<usize>().expect("a number of vectors"),
+        None => 4,
+    };
+    launch.params.layout[..index].iter().map(|(_, kind)| size(kind)).sum()
+}
+
 /// The launch with the four bytes of two params exchanged.
 fn swapped(launch: &Launch, one: &str, other: &str) -> Launch {
-    let place = |name| 4 * launch.params.layout.iter().position(|(field, _)| *field == name).expect("a param");
+    let place = |name| place(launch, name);
     let mut broken = launch.clone();
     for byte in 0..4 {
         broken.params.bytes.swap(place(one) + byte, place(other) + byte);
@@ -132,16 +142,16 @@ fn one_param_changed(subject: &Subject) -> Verdict {
         let prepared = prepared(op, part);
         let launch = launch(&prepared, subject, technique);
         for &param in params {
-            let (index, (_, kind)) =
-                launch.params.layout.iter().enumerate().find(|(_, (field, _))| *field == param).expect("a param");
-            let bytes: [u8; 4] = launch.params.bytes[4 * index..][..4].try_into().expect("four bytes");
+            let (_, kind) = launch.params.layout.iter().find(|(field, _)| *field == param).expect("a param");
+            let at = place(&launch, param);
+            let bytes: [u8; 4] = launch.params.bytes[at..][..4].try_into().expect("four bytes");
             // Smaller, so that the kernel stays inside its buffers.
             let changed = match *kind {
                 "f32" => (f32::from_le_bytes(bytes) * 0.5).to_le_bytes(),
                 _ => (u32::from_le_bytes(bytes) - 1).to_le_bytes(),
             };
             let mut broken = launch.clone();
-            broken.params.bytes[4 * index..][..4].copy_from_slice(&changed);
+            broken.params.bytes[at..][..4].copy_from_slice(&changed);
             // A divisor of zero is the device's business, not a control.
             if changed != [0; 4] || param == "batch_count" {
                 let outcome = prepared.check(&subject.device, &Technique::Gpu(broken));
@@ -179,9 +189,9 @@ fn write_past_the_end(subject: &Subject) -> Verdict {
     ] {
         let prepared = prepared(op, part);
         let mut launch = launch(&prepared, subject, technique);
-        let index = launch.params.layout.iter().position(|(field, _)| *field == param).expect("a param");
-        let bytes: [u8; 4] = launch.params.bytes[4 * index..][..4].try_into().expect("four bytes");
-        launch.params.bytes[4 * index..][..4].copy_from_slice(&(u32::from_le_bytes(bytes) + 1).to_le_bytes());
+        let at = place(&launch, param);
+        let bytes: [u8; 4] = launch.params.bytes[at..][..4].try_into().expect("four bytes");
+        launch.params.bytes[at..][..4].copy_from_slice(&(u32::from_le_bytes(bytes) + 1).to_le_bytes());
         // A grid of one group for each row has no lane for one row more.
         launch.workgroups[0] += 1;
         let outcome = prepared.check(&subject.device, &Technique::Gpu(launch));
@@ -264,9 +274,11 @@ fn shader_and_host_disagree() {
     wgsl::check(&good, &capabilities).expect("the launch is right before it is broken");
     let edited = |from: &str, to: &str| {
         let mut broken = good.clone();
-        let text = good.shader.main.text.replace(from, to);
-        assert_ne!(text, good.shader.main.text, "`{from}` was not found");
-        broken.shader.main.text = text.leak();
+        let Shader { main, libraries, .. } = &mut broken.shader;
+        for source in libraries.iter_mut().chain([main]) {
+            source.text = source.text.replace(from, to).leak();
+        }
+        assert_ne!(broken, good, "`{from}` was not found");
         broken
     };
     let refused = |broken: &Launch, capabilities: &Capabilities, expected: &str| {
@@ -281,7 +293,7 @@ fn shader_and_host_disagree() {
         ("@binding(3)", "@binding(4)", "the shader binds"),
         ("@group(0) @binding(1)", "@group(1) @binding(1)", "the shader binds"),
         ("@workgroup_size(256)", "@workgroup_size(512)", "512 invocations"),
-        ("array<vec4<f32>, DEPTH * EDGE>", "array<vec4<f32>, 64u * DEPTH>", "bytes of workgroup memory"),
+        ("array<vec4<f32>, DEPTH * STRIDE>", "array<vec4<f32>, 64u * DEPTH>", "bytes of workgroup memory"),
         ("params.alpha *", "params.beta *", "invalid field accessor"),
     ] {
         refused(&edited(from, to), &capabilities, expected);

@@ -270,7 +270,7 @@ fn steps_are_one_prefill(subject: &Subject, store: Store, attention: Option<&str
     let sequences = Sequences::new(store.dtype);
     let mut prefill = Plan::new(&device, &sequences.prefill(store)?)?;
     let techniques = attention.map(|technique| ("attention_fused".into(), technique.into()));
-    let options = PlanOptions { techniques: techniques.into_iter().collect() };
+    let options = PlanOptions { techniques: techniques.into_iter().collect(), ..PlanOptions::default() };
     let mut step = Plan::with_options(&device, &sequences.step(store)?, &options)?;
     for (name, empty) in store.empty() {
         let shared = device.upload(&empty)?;

@@ -120,7 +120,7 @@ fn bad_uses() -> Vec<BadUse> {
         (
             "a technique for an op that is not there",
             |device| {
-                let options = PlanOptions { techniques: vec![("sofmax".into(), "softmax_row".into())] };
+                let options = PlanOptions::technique("sofmax", "softmax_row");
                 Plan::with_options(device, &softmax_graph()?, &options).map(drop)
             },
             "plan: a technique is given for `sofmax`; the ops are softmax",
@@ -148,7 +148,7 @@ fn a_misuse_loses_nothing(subject: &Subject) -> Verdict {
 }
 
 fn unknown_technique(subject: &Subject) -> Verdict {
-    let force = |technique: &str| PlanOptions { techniques: vec![("softmax".into(), technique.into())] };
+    let force = |technique: &str| PlanOptions::technique("softmax", technique);
     let why =
         Plan::with_options(&subject.device, &softmax_graph()?, &force("softmax_magic")).expect_err("no such thing");
     let offered = Plan::new(&subject.device, &softmax_graph()?)?.describe().steps[0].technique;
@@ -198,7 +198,7 @@ fn many_workgroups(subject: &Subject) -> Verdict {
     // A workgroup for each row.
     let row = ("softmax".to_owned(), "softmax_row".to_owned());
     let techniques = if subject.device.capabilities().backend == Backend::Gpu { vec![row] } else { vec![] };
-    let mut plan = Plan::with_options(&subject.device, &graph, &PlanOptions { techniques })?;
+    let mut plan = Plan::with_options(&subject.device, &graph, &PlanOptions { techniques, ..PlanOptions::default() })?;
     if let Some([x, y, z]) = plan.describe().steps[0].workgroups {
         assert!(x <= 65_535 && y > 1 && x * y * z >= 70_001, "the grid is folded: {x} x {y} x {z}");
     }
@@ -218,7 +218,7 @@ fn without_features(subject: &Subject) -> Verdict {
     let reason = "is not offered on this device: a tensor is f16 and the device has no f16 in shaders";
     let why = Plan::new(&device, &graph).expect_err("f16");
     assert_eq!(why.to_string(), format!("softmax: technique `any` {reason}"));
-    let force = PlanOptions { techniques: vec![("softmax".into(), "softmax_row".into())] };
+    let force = PlanOptions::technique("softmax", "softmax_row");
     let why = Plan::with_options(&device, &graph, &force).expect_err("f16");
     assert_eq!(why.to_string(), format!("softmax: technique `softmax_row` {reason}"));
     let mut plan = softmax_plan(&device)?;

@@ -81,16 +81,20 @@ impl Turn {
         Self { others: [" checked", " unchecked"][number % 2], number: number / 2 }
     }
 
-    /// Of more than two techniques the first runs each case, and every third case one of the others.
-    fn is_of(self, place: usize, count: usize) -> bool {
-        count <= 2 || place == 0 || (self.number.is_multiple_of(3) && place == 1 + self.number / 3 % (count - 1))
+    /// Of more than two techniques the one that is called as the op, which other tests on software devices do not reach, and
+    /// cooperative matrices run each case; the others every third, in turn.
+    fn is_of(self, place: usize, names: &[&str]) -> bool {
+        let each = |name: &str| name == "attention_fused" || name.ends_with("_coop");
+        let others: Vec<usize> = (0..names.len()).filter(|&place| !each(names[place])).collect();
+        let turn = self.number.is_multiple_of(3) && others.get(self.number / 3 % others.len().max(1)) == Some(&place);
+        names.len() <= 2 || each(names[place]) || turn
     }
 }
 
 fn check(subject: &Subject, prepared: &Prepared, turn: Option<Turn>) -> Verdict {
     let mut skipped = None;
     let mut failures = String::new();
-    let wanted = |place, count| turn.is_none_or(|turn| turn.is_of(place, count));
+    let wanted = |place: usize, names: &[&str]| turn.is_none_or(|turn| turn.is_of(place, names));
     for (technique, outcome) in prepared.run_some(&subject.device, wanted) {
         match outcome {
             Outcome::Skipped(reason) => skipped = Some(reason),

@@ -174,7 +174,7 @@ impl Problem {
         graph.output("y", outputs[0])?;
         graph.output("loads", outputs[outputs.len() - 1])?;
         let given: Vec<_> = names.iter().map(String::as_str).zip(&values).collect();
-        let options = PlanOptions { techniques: vec![("attention_counted".into(), technique.into())] };
+        let options = PlanOptions::technique("attention_counted", technique);
         let mut outputs = Plan::with_options(&subject.device, &graph, &options)?.run(&given)?;
         Ok(["y", "loads"].map(|name| outputs.remove(name).expect("it was named")))
     }

@@ -22,7 +22,7 @@ pub fn plan(device: &Device, case: &Case, technique: &str) -> Plan {
         names.iter().zip(case.descs()).map(|(name, desc)| graph.input(name, desc).expect("new")).collect();
     let outputs = graph.add_shared(case.op.clone(), &inputs).expect("a case fits its op");
     graph.output("output", outputs[0]).expect("the only output");
-    let options = PlanOptions { techniques: vec![(case.op.name().into(), technique.into())] };
+    let options = PlanOptions::technique(case.op.name(), technique);
     let mut plan = Plan::with_options(device, &graph, &options).expect("the technique is offered");
     names.iter().zip(case.draw()).for_each(|(name, value)| plan.write(name, &value).expect("the device is there"));
     plan

@@ -43,7 +43,7 @@ fn each_technique(task: Task, capabilities: &Capabilities) -> Vec<Task> {
     if techniques.is_empty() {
         return vec![task];
     }
-    let forced = |technique: &Technique| PlanOptions { techniques: vec![(op.name().into(), technique.name().into())] };
+    let forced = |technique: &Technique| PlanOptions::technique(op.name(), technique.name());
     techniques.iter().map(|technique| Task { options: forced(technique), ..task.clone() }).collect()
 }
 

@@ -7,6 +7,8 @@ mod definition;
 mod steps;
 
 pub(super) use cases::cases;
+pub(super) use definition::value;
+pub(super) use steps::encode;
 pub use steps::{Binary, Operand, Step, Unary};
 
 use std::sync::Arc;
@@ -22,7 +24,8 @@ use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
 const EACH: Source = wgsl!("elementwise_each");
-const FUNCTIONS: Source = wgsl!("lib/functions");
+pub(super) const FUNCTIONS: Source = wgsl!("lib/functions");
+const CHAIN: Source = wgsl!("lib/chain");
 const OPERANDS: [Source; MAX_INPUTS] =
     [wgsl!("lib/operands_1"), wgsl!("lib/operands_2"), wgsl!("lib/operands_3"), wgsl!("lib/operands_4")];
 const PER_WORD: [&str; MAX_INPUTS] = ["PER_WORD_0", "PER_WORD_1", "PER_WORD_2", "PER_WORD_3"];
@@ -123,7 +126,7 @@ impl Op for Elementwise {
                     data[position.zip(shape).fold(0, |offset, (at, size)| offset * size + at)]
                 };
                 let elements: Vec<f64> = shapes.iter().zip(&data).map(element).collect();
-                *y = definition::value(&self.steps, &elements);
+                *y = value(&self.steps, &elements);
             }
         });
         vec![result]
@@ -171,7 +174,7 @@ impl Elementwise {
         let mut constants: Vec<_> = PER_WORD.into_iter().zip(per_word).collect();
         constants.push(("Elem", Constant::Scalar(output.dtype)));
         let operands = OPERANDS[inputs.len() - 1];
-        let shader = Shader { main: EACH, libraries: vec![FUNCTIONS, operands], constants };
+        let shader = Shader { main: EACH, libraries: vec![FUNCTIONS, CHAIN, operands], constants };
         let axes = merged(&axes(inputs, output));
         let mut params = ElementwiseParams {
             steps: [[0; 4]; 8],
@@ -181,7 +184,7 @@ impl Elementwise {
             axes: index(axes.len()),
             step_count: index(self.steps.len()),
         };
-        params.steps.iter_mut().zip(&self.steps).for_each(|(to, step)| *to = steps::encode(&step.lower()));
+        params.steps.iter_mut().zip(&self.steps).for_each(|(to, step)| *to = encode(&step.lower()));
         for (number, axis) in axes.iter().rev().enumerate() {
             params.sizes[number / 4][number % 4] = index(axis.size);
             params.strides[number] = axis.strides.map(|stride| index(stride as usize));

@@ -1,14 +1,27 @@
-//! `matmul`: scaled batched products with broadcast batch axes, transposed right factor and column bias.
+//! `matmul`: scaled batched products with broadcast batch axes, transposed right factor, column bias, and steps for each element.
 //!
-//! Techniques: `matmul_tiled` (workgroup memory and 4 × 4 register blocks), `matmul_vector` (one row, bound by reading b),
+//! Techniques: `matmul_tiled` (workgroup memory and register blocks), `matmul_vector` (one row, bound by reading b),
 //! `matmul_coop` (cooperative matrices, see `coop`), `matmul_native` (the `gemm` crate).
+//!
+//! Estimates for `matmul_tiled`, not measured, for an H200-class GPU (132 processors, 67 TFLOP/s in f32, 4.3 TB/s), f32 and k large:
+//!
+//! | block of a lane, tile | flops per byte of global memory | workgroup memory | registers per lane | workgroups per processor | bound |
+//! |---|---|---|---|---|---|
+//! | 8 × 8, 128 × 128 | 32 | 8.4 KB | 64 sums + 16 factors + 8 on their way + 35 | 2 | arithmetic: 24 of 64 cycles load from workgroup memory |
+//! | 4 × 4, 64 × 64 | 16 | 8.7 KB | 16 sums + 8 factors + 8 on their way + 35 | 3 | loads from workgroup memory, 12 of 16 cycles, and what hides them |
+//!
+//! On lavapipe (Mesa 26, two cores that were not quite idle, 1024 × 1024 × 1024 in f32, medians of six runs in turns): 229 ms with
+//! blocks of 4 × 4 whose factors are loaded one by one when they are needed, 258 ms with vectors that are loaded a step ahead,
+//! 186 ms so with blocks of 8 × 8. So loading ahead does not pay on a CPU; it is for devices that would wait.
 
 mod cases;
 mod coop;
+mod epilogue;
 
 use std::sync::Arc;
 
 pub(super) use cases::cases;
+pub use epilogue::Epilogue;
 
 use crate::capabilities::{Backend, Capabilities};
 use crate::cpu::kernels::args::{Elements, ElementsMut};
@@ -27,13 +40,18 @@ const BATCH: Source = wgsl!("lib/matmul_batch");
 const COLUMN_BIAS_NONE: Source = wgsl!("lib/column_bias_none");
 const COLUMN_BIAS_DENSE: Source = wgsl!("lib/column_bias_dense");
 const COLUMN_BIAS_BINDING: u32 = 10;
+const LEFT_EACH: Source = wgsl!("lib/left_each");
+const LEFT_FOURS: Source = wgsl!("lib/left_fours");
+const RIGHT_EACH: Source = wgsl!("lib/right_each");
+const RIGHT_FOURS: Source = wgsl!("lib/right_fours");
 
 /// Batch axes that the kernels walk after size-1 axes are dropped.
 const BATCH_AXES: usize = 3;
 
-/// `alpha · a · b + bias`, for `a` `[.., m, k]`, `b` `[.., k, n]`, `bias` `[n]`, into `[.., m, n]`.
+/// `f(alpha · a · b + bias)`, for `a` `[.., m, k]`, `b` `[.., k, n]`, `bias` `[n]`, into `[.., m, n]`.
 ///
-/// Batch axes (all but the last two) are broadcast as in NumPy. Storage is f32 or f16, per tensor; sums are f32.
+/// Batch axes (all but the last two) are broadcast as in NumPy. Storage is f32 or f16, per tensor; sums are f32, and so is what
+/// the steps of f compute. Inputs are a, b, the bias if there is one, and the residual if a step takes it.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct MatMul {
     /// Multiplies the product. Finite; 1 by default.
@@ -46,16 +64,26 @@ pub struct MatMul {
     pub output: Option<Dtype>,
     /// Whether factors that are not f16 may be rounded to it.
     pub precision: Precision,
+    /// What becomes of each element before it is stored: f.
+    pub epilogue: Epilogue,
 }
 
 impl Default for MatMul {
     fn default() -> Self {
-        Self { alpha: 1.0, transpose_b: false, zeros: Zeros::Multiply, output: None, precision: Precision::Full }
+        Self {
+            alpha: 1.0,
+            transpose_b: false,
+            zeros: Zeros::Multiply,
+            output: None,
+            precision: Precision::Full,
+            epilogue: Epilogue::default(),
+        }
     }
 }
 
 impl Graph {
-    /// Adds [`MatMul`]. Shapes and errors as there.
+    /// Adds [`MatMul`]. Shapes and errors as there. Steps that follow as an [`Elementwise`](super::Elementwise) become its
+    /// epilogue when a plan is made, where they fit; options that have an epilogue of their own take no residual here.
     ///
     /// # Errors
     /// Inner sizes that differ, batch axes that do not broadcast, a bias that is not `[n]`, rank below 2.
@@ -79,7 +107,7 @@ struct Problem {
 
 params! {
     struct MatMulParams {
-        m: u32, n: u32, k: u32, batch_count: u32, batch_middle: u32, batch_inner: u32,
+        epilogue: [[u32; 4]; 2], m: u32, n: u32, k: u32, batch_count: u32, batch_middle: u32, batch_inner: u32,
         a_outer: u32, a_middle: u32, a_inner: u32, b_outer: u32, b_middle: u32, b_inner: u32, alpha: f32,
     }
 }
@@ -102,7 +130,8 @@ impl Op for MatMul {
         let descs: Vec<_> = inputs.iter().map(|input| TensorDesc::new(Dtype::F32, input.shape())).collect();
         let shape = self.outputs(&descs).expect("the graph accepted these shapes").remove(0).shape;
         let (a, b) = (inputs[0].to_f64(), inputs[1].to_f64());
-        let bias = inputs.get(2).map(|bias| bias.to_f64());
+        let Tensors { bias, residual, .. } = self.tensors(inputs).expect("the graph accepted these tensors");
+        let [bias, residual] = [bias, residual].map(|tensor| tensor.map(|tensor| tensor.to_f64()));
         let (m, k) = (a_shape[a_shape.len() - 2], a_shape[a_shape.len() - 1]);
         let result = rows.compute(&shape, |row, out| {
             let batch = &coordinates(row / m, &shape[..shape.len() - 2]);
@@ -118,16 +147,23 @@ impl Op for MatMul {
                         *value += left * right;
                     }
                 }
-                *value = f64::from(self.alpha) * *value + bias.as_ref().map_or(0.0, |bias| bias[column]);
+                let product = f64::from(self.alpha) * *value + bias.as_ref().map_or(0.0, |bias| bias[column]);
+                let other = residual.as_ref().map_or(0.0, |residual| residual[row * columns + column]);
+                *value = self.epilogue.value(product, other);
             }
         });
         vec![result]
     }
 
+    /// Two operations for each term, one for the bias, and one for each step of the epilogue.
     fn cost(&self, inputs: &[TensorDesc]) -> Cost {
-        let (Ok(outputs), Ok(problem)) = (self.outputs(inputs), self.problem(inputs)) else { return Cost::default() };
-        let products = 2 * problem.k as u64 + u64::from(inputs.len() > 2);
-        Cost::once(outputs[0].len() as u64 * products, inputs, &outputs)
+        let (Ok(outputs), Ok(problem), Ok(tensors)) =
+            (self.outputs(inputs), self.problem(inputs), self.tensors(inputs))
+        else {
+            return Cost::default();
+        };
+        let after = u64::from(tensors.bias.is_some()) + self.epilogue.steps().count() as u64;
+        Cost::once(outputs[0].len() as u64 * (2 * problem.k as u64 + after), inputs, &outputs)
     }
 
     fn updates(&self) -> &'static [Update] {
@@ -144,7 +180,9 @@ impl Op for MatMul {
             Backend::Cpu => self.native(&problem),
             Backend::Gpu => {
                 let coop = self.coop(&problem, inputs, capabilities);
-                let (first, last) = if coop::fits(&problem, capabilities) { (coop, None) } else { (None, coop) };
+                // A software device has matrices, and computes them element by element.
+                let first = coop::fits(&problem, capabilities) && !capabilities.software;
+                let (first, last) = if first { (coop, None) } else { (None, coop) };
                 let (vector, tiled) =
                     (self.vector(&problem, inputs, capabilities), self.tiled(&problem, inputs, capabilities));
                 [first, vector, tiled, last].into_iter().flatten().map(Technique::Gpu).collect()
@@ -153,15 +191,36 @@ impl Op for MatMul {
     }
 }
 
+/// The inputs of a product, whatever is known of them.
+struct Tensors<'a, T> {
+    factors: [&'a T; 2],
+    bias: Option<&'a T>,
+    residual: Option<&'a T>,
+}
+
 impl MatMul {
+    /// Which is which.
+    fn tensors<'a, T>(&self, inputs: &'a [T]) -> Result<Tensors<'a, T>> {
+        match (inputs, self.epilogue.has_residual()) {
+            ([a, b], false) => Ok(Tensors { factors: [a, b], bias: None, residual: None }),
+            ([a, b, bias], false) => Ok(Tensors { factors: [a, b], bias: Some(bias), residual: None }),
+            ([a, b, residual], true) => Ok(Tensors { factors: [a, b], bias: None, residual: Some(residual) }),
+            ([a, b, bias, residual], true) => {
+                Ok(Tensors { factors: [a, b], bias: Some(bias), residual: Some(residual) })
+            }
+            (_, has_residual) => {
+                let more = if has_residual { ", a bias and a residual" } else { " and a bias" };
+                Err(Error::shape("matmul", format!("takes two factors{more}, got {} tensors", inputs.len())))
+            }
+        }
+    }
+
     fn problem(&self, inputs: &[TensorDesc]) -> Result<Problem> {
         let fail = |message: String| Err(Error::shape("matmul", message));
         if !self.alpha.is_finite() {
             return Err(Error::option("matmul", format!("alpha is {}, it must be finite", self.alpha)));
         }
-        let ([a, b] | [a, b, _]) = inputs else {
-            return fail(format!("takes two factors and a bias, got {} tensors", inputs.len()));
-        };
+        let Tensors { factors: [a, b], bias, residual } = self.tensors(inputs)?;
         if let Some(desc) = inputs.iter().find(|desc| !desc.dtype.is_device_float()) {
             return fail(format!("takes f32 or f16, got {desc}"));
         }
@@ -174,12 +233,13 @@ impl MatMul {
         if k != b_k {
             return fail(format!("a has {k} columns ({a}), b has {b_k} rows ({b})"));
         }
-        if let Some(bias) = inputs.get(2).filter(|bias| bias.shape != [n]) {
+        if let Some(bias) = bias.filter(|bias| bias.shape != [n]) {
             return fail(format!("bias is {bias}, the product has {n} columns"));
         }
         let Some(batch) = broadcast(a_batch, b_batch) else {
             return fail(format!("batch axes {a_batch:?} of a and {b_batch:?} of b do not broadcast"));
         };
+        self.epilogue.check(residual, &[&batch[..], &[m, n]].concat())?;
         let axes: Vec<[usize; 3]> = (0..batch.len())
             .map(|axis| [batch[axis], stride(a_batch, batch.len(), axis), stride(b_batch, batch.len(), axis)])
             .map(|[size, a_stride, b_stride]| [size, a_stride * m * k, b_stride * n * k])
@@ -197,52 +257,108 @@ impl MatMul {
         let (m, n, k) = (problem.m, problem.n, problem.k);
         let batches = problem.batches();
         let layout = if self.transpose_b { kernel::RightLayout::Transposed } else { kernel::RightLayout::RowMajor };
-        let (alpha, zeros) = (self.alpha, self.zeros);
+        let (op, steps) = (*self, self.epilogue.native());
         let run = move |inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]| {
-            let bias = inputs.get(2).map(Elements::of);
-            let (a, b) = (Elements::of(&inputs[0]), Elements::of(&inputs[1]));
-            let args = kernel::MatmulArgs { m, n, k, alpha, a, b, layout, bias, batches: &batches, zeros };
+            let Tensors { factors, bias, residual } = op.tensors(inputs).expect("the graph accepted them");
+            let [a, b] = factors.map(Elements::of);
+            let args = kernel::MatmulArgs {
+                m,
+                n,
+                k,
+                alpha: op.alpha,
+                a,
+                b,
+                layout,
+                bias: bias.map(Elements::of),
+                batches: &batches,
+                zeros: op.zeros,
+                steps: &steps,
+                residual: residual.map(Elements::of),
+            };
             kernel::matmul(&args, ElementsMut::of(&mut outputs[0]));
         };
         vec![Technique::Cpu(CpuKernel { name: "matmul_native", run: Arc::new(run) })]
     }
 
     fn tiled(&self, problem: &Problem, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
-        let tiles = problem.m.div_ceil(64) * problem.n.div_ceil(64);
-        self.launch(TILED, tiles, problem, inputs, capabilities)
+        let fours = fours(problem, capabilities);
+        let tile = 64 * fours;
+        let tiles = problem.m.div_ceil(tile) * problem.n.div_ceil(tile);
+        let b_width = if self.transpose_b { problem.k } else { problem.n };
+        // A factor without elements has no vector either.
+        let empty = inputs.iter().any(|input| input.is_empty());
+        let in_fours = |width: usize| !empty && width.is_multiple_of(4);
+        let libraries = vec![
+            if in_fours(problem.k) { LEFT_FOURS } else { LEFT_EACH },
+            if in_fours(b_width) { RIGHT_FOURS } else { RIGHT_EACH },
+        ];
+        let kernel = Kernel { main: TILED, libraries, constants: vec![("FOURS", Constant::U32(index(fours)))] };
+        self.launch(kernel, tiles, problem, inputs, capabilities)
     }
 
     fn vector(&self, problem: &Problem, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
         let groups = problem.n.div_ceil(16);
-        (problem.m == 1).then(|| self.launch(VECTOR, groups, problem, inputs, capabilities)).flatten()
+        let kernel = Kernel { main: VECTOR, libraries: Vec::new(), constants: Vec::new() };
+        (problem.m == 1).then(|| self.launch(kernel, groups, problem, inputs, capabilities)).flatten()
     }
 
     /// `None` when the device lacks f16 and a tensor has it.
     fn launch(
         &self,
-        main: Source,
+        Kernel { main, mut libraries, mut constants }: Kernel,
         workgroups_each: usize,
         problem: &Problem,
         inputs: &[TensorDesc],
         capabilities: &Capabilities,
     ) -> Option<Launch> {
         let output = self.output.unwrap_or(inputs[0].dtype);
-        let mut constants = vec![
+        constants.extend([
             ("TRANSPOSED_B", Constant::Bool(self.transpose_b)),
             ("ANNIHILATE", Constant::Bool(self.zeros == Zeros::Annihilate)),
             ("ElemA", Constant::Scalar(inputs[0].dtype)),
             ("ElemB", Constant::Scalar(inputs[1].dtype)),
             ("Elem", Constant::Scalar(output)),
-        ];
+        ]);
         let mut bindings = Bindings::in_order(2, 1);
-        let libraries = vec![BATCH, column_bias(inputs.get(2), &mut constants, &mut bindings)];
+        libraries.push(BATCH);
+        libraries.extend(self.after(inputs, &mut constants, &mut bindings));
         let shader = Shader { main, libraries, constants };
         if shader.needs_f16() && !capabilities.f16 {
             return None;
         }
         let workgroups = fold(problem.batch_count() * workgroups_each, capabilities);
-        Some(Launch { shader, params: problem.params(self.alpha).into(), workgroups, bindings })
+        Some(Launch { shader, params: self.params(problem).into(), workgroups, bindings })
     }
+
+    fn params(&self, problem: &Problem) -> MatMulParams {
+        self.epilogue.params(problem.params(self.alpha))
+    }
+
+    /// Library files for the bias and the steps; what they need is added to the constants and bindings.
+    fn after(
+        &self,
+        inputs: &[TensorDesc],
+        constants: &mut Vec<(&'static str, Constant)>,
+        bindings: &mut Bindings,
+    ) -> Vec<Source> {
+        let Tensors { bias, residual, .. } = self.tensors(inputs).expect("problems have the tensors that they take");
+        let mut libraries = vec![column_bias(bias, constants, bindings)];
+        libraries.extend(self.epilogue.link(residual.map(|residual| residual.dtype), constants, bindings));
+        libraries
+    }
+}
+
+/// A kernel of this op with what only it has.
+struct Kernel {
+    main: Source,
+    libraries: Vec<Source>,
+    constants: Vec<(&'static str, Constant)>,
+}
+
+/// Blocks of 4 × 4 along each side of what a lane of `matmul_tiled` owns: large ones where they keep every processor busy.
+fn fours(problem: &Problem, capabilities: &Capabilities) -> usize {
+    let tiles = problem.batch_count() * problem.m.div_ceil(128) * problem.n.div_ceil(128);
+    if tiles >= capabilities.processors as usize && problem.m > 64 && problem.n > 64 { 2 } else { 1 }
 }
 
 /// Library file for the bias; what it needs is added to the constants and bindings.
@@ -312,6 +428,7 @@ impl Problem {
             b_middle: middle[2],
             b_inner: inner[2],
             alpha,
+            epilogue: [[0; 4]; Epilogue::MOST],
         }
     }
 }

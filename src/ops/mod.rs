@@ -73,7 +73,7 @@ pub use log_sum_exp::{LogSumExp, LogSumExpRows};
 pub use lstm::{Direction, Gate, Lstm, LstmOptions, LstmOutputs, LstmTensors, MaskedOutput};
 pub use mask_scores::{MaskScores, ScoreMasks};
 pub use masks::ScoreRule;
-pub use matmul::{MatMul, Zeros};
+pub use matmul::{Epilogue, MatMul, Zeros};
 pub use max_pool_indices::MaxPoolIndices;
 pub use merge_heads::MergeHeads;
 pub(crate) use operands::Sizes;

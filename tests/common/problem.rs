@@ -294,7 +294,7 @@ pub fn check_split(device: &Device, problem: &Problem) -> Result<bool, String> {
     let inputs: Vec<(&str, &HostTensor)> = inputs.iter().map(|(name, tensor)| (*name, tensor)).collect();
     let graph = graph(problem, Strategy::Auto);
     let wanted = reference::run(&graph, &inputs).map_err(|error| error.to_string())?;
-    let options = PlanOptions { techniques: vec![("attention_fused".into(), "split".into())] };
+    let options = PlanOptions::technique("attention_fused", "split");
     let mut plan = Plan::with_options(device, &graph, &options).map_err(|error| error.to_string())?;
     let steps = plan.describe().steps;
     let ops: Vec<_> = steps.iter().map(|step| (step.op, step.instead_of)).collect();

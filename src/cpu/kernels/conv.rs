@@ -109,6 +109,8 @@ fn pixels(args: &ConvArgs, mut out: ElementsMut) {
             bias: args.bias,
             batches,
             zeros: Zeros::Multiply,
+            steps: &[],
+            residual: None,
         };
         matmul(&args, out.part(first * n, m * n));
     };
@@ -238,6 +240,8 @@ fn planes(args: &ConvArgs, mut out: ElementsMut) {
                 bias: None,
                 batches: &batches,
                 zeros: Zeros::Multiply,
+                steps: &[],
+                residual: None,
             };
             matmul(&product, ElementsMut::F32(&mut sums[..n * channels]));
             for (channel, sums) in sums[..n * channels].chunks_exact_mut(n).enumerate() {

@@ -122,6 +122,39 @@ pub fn elementwise(axes: &[Axis], steps: &[Step], inputs: &[View<'_>], out: Elem
     }
 }
 
+/// Changes values by steps whose operands are scalars, or the elements of `other` from `first` on.
+pub fn in_place(steps: &[Step], value: &mut [f32], other: Option<Elements>, first: usize, parallel: bool) {
+    if steps.is_empty() {
+        return;
+    }
+    let chunk = |(index, value): (usize, &mut [f32])| {
+        let first = first + index * CHUNK;
+        with_scratch(|lines| {
+            let mut arena = Arena::new(lines, 4 * CHUNK, 1);
+            let scratch = &mut arena.take::<f32>(CHUNK)[..value.len()];
+            let other = match other {
+                None => &*scratch,
+                Some(Elements::F32(data)) => &data[first..][..value.len()],
+                Some(other) => {
+                    other.read(first, scratch);
+                    &*scratch
+                }
+            };
+            for &step in steps {
+                match step {
+                    Step::Map(function) => apply(function, value),
+                    Step::With(combine, Argument::Scalar(scalar)) => with_scalar(combine, scalar, value),
+                    Step::With(combine, Argument::Input(_)) => with_operand(combine, other, value),
+                }
+            }
+        });
+    };
+    match parallel {
+        true => value.par_chunks_mut(CHUNK).with_min_len(MIN_CHUNKS).enumerate().for_each(chunk),
+        false => value.chunks_mut(CHUNK).enumerate().for_each(chunk),
+    }
+}
+
 struct Chain<'a> {
     axes: &'a [Axis],
     steps: &'a [Step],

@@ -101,6 +101,8 @@ pub fn carried(states: &[f32], weights: Elements, [m, k, n]: [usize; 3], out: &m
         bias: None,
         batches: &[BatchOffsets { a: 0, b: 0, c: 0 }],
         zeros: Zeros::Multiply,
+        steps: &[],
+        residual: None,
     };
     matmul(&args, ElementsMut::F32(out));
 }

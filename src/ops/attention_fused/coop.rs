@@ -51,7 +51,8 @@ struct Tiling {
 }
 
 impl AttentionFused {
-    /// The techniques with `attention_coop` among them, where it is offered: first where its matrices are mostly full.
+    /// The techniques with `attention_coop` among them, where it is offered: first where its matrices are mostly full, and not
+    /// on software devices, which compute matrices element by element.
     pub(super) fn with_coop(
         &self,
         mut others: Vec<Technique>,
@@ -61,7 +62,7 @@ impl AttentionFused {
         if let (Some(launch), Ok(sizes), Some(edge)) =
             (self.coop(inputs, capabilities), self.sizes(inputs), capabilities.matrix_edge())
         {
-            let full = self.rows_of_a_tile(&sizes) >= edge as usize;
+            let full = self.rows_of_a_tile(&sizes) >= edge as usize && !capabilities.software;
             others.insert(if full { 0 } else { others.len() }, Technique::Gpu(launch));
         }
         others

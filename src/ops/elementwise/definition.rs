@@ -3,7 +3,7 @@
 use super::{Binary, Operand, Step, Unary};
 
 /// The value after all steps, `inputs` being the elements that belong together.
-pub(super) fn value(steps: &[Step], inputs: &[f64]) -> f64 {
+pub(in crate::ops) fn value(steps: &[Step], inputs: &[f64]) -> f64 {
     let operand = |operand: Operand| match operand {
         Operand::Input(input) => inputs[input],
         Operand::Scalar(scalar) => f64::from(scalar),

@@ -1,5 +1,7 @@
 //! The steps of a chain as users write them.
 
+use std::fmt;
+
 use crate::cpu::kernels::elementwise::{self as kernel, Argument, Combine, Function};
 use crate::error::{Error, Result};
 
@@ -107,8 +109,25 @@ pub enum Binary {
 }
 
 impl Step {
+    /// The input that it takes.
+    pub(crate) fn input(&self) -> Option<usize> {
+        match *self {
+            Self::Binary(_, Operand::Input(input)) | Self::Reversed(_, Operand::Input(input)) => Some(input),
+            _ => None,
+        }
+    }
+
+    /// The same with another number for that input.
+    pub(crate) fn with_input(&self, number: impl Fn(usize) -> usize) -> Self {
+        match *self {
+            Self::Binary(f, Operand::Input(input)) => Self::Binary(f, Operand::Input(number(input))),
+            Self::Reversed(f, Operand::Input(input)) => Self::Reversed(f, Operand::Input(number(input))),
+            other => other,
+        }
+    }
+
     /// Refuses parameters that mean nothing and inputs that are not there.
-    pub(super) fn check(&self, number: usize, inputs: usize) -> Result<()> {
+    pub(in crate::ops) fn check(&self, number: usize, inputs: usize) -> Result<()> {
         let fail = |message: String| Err(Error::option("elementwise", format!("step {number}: {message}")));
         match *self {
             Self::Unary(Unary::Clamp { min, max }) if !(min <= max) => {
@@ -131,7 +150,7 @@ impl Step {
     }
 
     /// The step as kernels know it: fewer functions, with parameters.
-    pub(super) fn lower(&self) -> kernel::Step {
+    pub(in crate::ops) fn lower(&self) -> kernel::Step {
         match *self {
             Self::Unary(unary) => unary.lower(),
             Self::Binary(binary, operand) => kernel::Step::With(binary.lower(), operand.lower()),
@@ -144,6 +163,27 @@ impl Step {
                 };
                 kernel::Step::With(reversed, operand.lower())
             }
+        }
+    }
+}
+
+/// Such as `gelu`, `leaky_relu`, `add` or `sub from 1`.
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (name, order, operand) = match self {
+            Self::Unary(unary) => (format!("{unary:?}"), "", None),
+            Self::Binary(binary, operand) => (format!("{binary:?}"), "", Some(operand)),
+            Self::Reversed(binary, operand) => (format!("{binary:?}"), " from", Some(operand)),
+        };
+        // The name of a variant without its fields.
+        let name = name.split([' ', '{']).next().unwrap_or_default();
+        for (at, letter) in name.char_indices() {
+            let word = if at > 0 && letter.is_ascii_uppercase() { "_" } else { "" };
+            write!(f, "{word}{}", letter.to_ascii_lowercase())?;
+        }
+        match operand {
+            Some(Operand::Scalar(scalar)) => write!(f, "{order} {scalar}"),
+            _ => write!(f, "{order}"),
         }
     }
 }
@@ -210,7 +250,7 @@ impl Binary {
 }
 
 /// A step as `elementwise_each` reads it: code, operand, and the bits of two parameters.
-pub(super) fn encode(step: &kernel::Step) -> [u32; 4] {
+pub(in crate::ops) fn encode(step: &kernel::Step) -> [u32; 4] {
     let map = |code, p: f32, q: f32| [code, 0, p.to_bits(), q.to_bits()];
     match *step {
         kernel::Step::Map(function) => match function {

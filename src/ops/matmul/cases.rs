@@ -1,9 +1,10 @@
 //! Shapes around the tiles, batches, both layouts of b, both dtypes, factors that may be rounded, large and small ones.
 
-use super::{MatMul, Zeros, split_last_two};
+use super::{Epilogue, MatMul, Zeros, split_last_two};
 use crate::case::{Case, CaseInput, Values};
 use crate::compare::Tolerance;
-use crate::ops::{EPSILON_F16, EPSILON_F32};
+use crate::op::Op;
+use crate::ops::{Binary, EPSILON_F16, EPSILON_F32, Operand, Step, Unary};
 use crate::precision::Precision;
 use crate::tensor::{Dtype, HostTensor};
 
@@ -53,11 +54,66 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
         MatMul { alpha: 2.0, precision: Precision::Half, ..MatMul::default() },
         1.0,
     ));
+    cases.extend(epilogues());
     cases.push(many_products());
     cases.push(annihilated());
     cases.push(mixed());
     cases.push(case(Dtype::F32, &[9, 20], &[20, 11], MatMul { alpha: -0.125, ..MatMul::default() }, 1.0));
     cases
+}
+
+/// Each kernel with steps after it: functions, residuals of both dtypes on either side, both in both orders, numbers.
+fn epilogues() -> Vec<Case> {
+    let residual = Operand::Input(1);
+    let add = Step::Binary(Binary::Add, residual);
+    let chains: [&[Step]; 7] = [
+        &[Step::Unary(Unary::Gelu)],
+        &[Step::Unary(Unary::Tanh)],
+        &[add],
+        &[Step::Unary(Unary::Silu), Step::Binary(Binary::Mul, residual)],
+        &[add, Step::Unary(Unary::Relu)],
+        &[Step::Reversed(Binary::Sub, residual)],
+        &[Step::Binary(Binary::Mul, Operand::Scalar(0.5)), Step::Unary(Unary::Clamp { min: -1.0, max: f32::INFINITY })],
+    ];
+    let mut cases = Vec::new();
+    for steps in chains {
+        let epilogue = Epilogue::of(steps).expect("two steps at most");
+        for (dtype, a, b) in [
+            (Dtype::F32, vec![70, 33], vec![33, 67]),
+            (Dtype::F32, vec![1, 100], vec![100, 35]),
+            (Dtype::F16, vec![3, 66, 40], vec![3, 40, 68]),
+        ] {
+            let of_b = MatMul { epilogue, ..MatMul::default() };
+            let of_transposed_b = MatMul { transpose_b: true, alpha: 0.5, ..of_b };
+            cases.extend([of_b, of_transposed_b].map(|op| after(case(dtype, &a, &b, op, 1.0), op)));
+        }
+    }
+    let epilogue = Epilogue::of(&[add]).expect("one step");
+    let op = MatMul { epilogue, output: Some(Dtype::F16), ..MatMul::default() };
+    cases.push(after(case(Dtype::F32, &[0, 4], &[4, 3], op, 1.0), op));
+    cases.push(after(case(Dtype::F32, &[3, 0], &[0, 5], op, 1.0), op));
+    // Enough tiles for the larger ones.
+    let op = MatMul { epilogue, ..MatMul::default() };
+    cases.push(after(case(Dtype::F32, &[33, 129, 9], &[33, 9, 131], op, 1.0), op));
+    cases
+}
+
+/// The same with a residual, and what steps do to an error: no function of these has a slope above 1.13, and a residual is rarely
+/// above 4.
+fn after(case: Case, op: MatMul) -> Case {
+    let Case { mut name, mut inputs, mut tolerance, .. } = case;
+    for step in op.epilogue.steps() {
+        name += &format!(", {step:?}");
+    }
+    tolerance.absolute = 4.0 * tolerance.absolute + 32.0 * EPSILON_F32;
+    tolerance.of_scale *= 2.0;
+    if op.epilogue.has_residual() {
+        let without = MatMul { epilogue: Epilogue::default(), ..op };
+        let descs: Vec<_> = inputs.iter().map(|input| input.desc.clone()).collect();
+        let product = without.outputs(&descs).expect("shapes of a case").remove(0);
+        inputs.push(CaseInput::normal(product.dtype, &product.shape, 1.0));
+    }
+    Case::new(name, op, inputs, tolerance)
 }
 
 fn case(dtype: Dtype, a: &[usize], b: &[usize], op: MatMul, deviation: f32) -> Case {

@@ -14,7 +14,7 @@
 //! A step of k is staged and then multiplied, so that the other workgroups of a processor must hide its loads.
 //! On lavapipe (Mesa 26) a pipeline of 4 × 4 takes 6 s to compile, which is one more reason for small blocks in small products.
 
-use super::{BATCH, MatMul, Problem, Zeros, column_bias};
+use super::{BATCH, LEFT_EACH, LEFT_FOURS, MatMul, Problem, RIGHT_EACH, RIGHT_FOURS, Zeros};
 use crate::capabilities::Capabilities;
 use crate::op::{Bindings, Launch, fold};
 use crate::ops::{MATRICES_8, MATRICES_16};
@@ -23,10 +23,6 @@ use crate::shader::{Constant, ROUNDS, Shader, Source, wgsl};
 use crate::tensor::{Dtype, TensorDesc};
 
 const COOP: Source = wgsl!("matmul_coop");
-const LEFT_EACH: Source = wgsl!("lib/left_each");
-const LEFT_FOURS: Source = wgsl!("lib/left_fours");
-const RIGHT_EACH: Source = wgsl!("lib/right_each");
-const RIGHT_FOURS: Source = wgsl!("lib/right_fours");
 
 /// Subgroups of a workgroup, and those along each side of its tile, as in the shader.
 const SUBGROUPS: u32 = 4;
@@ -67,17 +63,17 @@ impl MatMul {
         ];
         let mut bindings = Bindings::in_order(2, 1);
         let b_width = if self.transpose_b { problem.k } else { problem.n };
-        let libraries = vec![
+        let mut libraries = vec![
             BATCH,
-            column_bias(inputs.get(2), &mut constants, &mut bindings),
             if edge == 16 { MATRICES_16 } else { MATRICES_8 },
             if problem.k.is_multiple_of(4) { LEFT_FOURS } else { LEFT_EACH },
             if b_width.is_multiple_of(4) { RIGHT_FOURS } else { RIGHT_EACH },
         ];
+        libraries.extend(self.after(inputs, &mut constants, &mut bindings));
         let tiles = problem.m.div_ceil(tile) * problem.n.div_ceil(tile);
         Some(Launch {
             shader: Shader { main: COOP, libraries, constants },
-            params: problem.params(self.alpha).into(),
+            params: self.params(problem).into(),
             workgroups: fold(problem.batch_count() * tiles, capabilities),
             bindings,
         })

@@ -65,6 +65,8 @@ fn run(sizes: &Sizes, layout: RightLayout, with_bias: bool) {
         bias: with_bias.then_some(Elements::F32(&bias)),
         batches: &batches,
         zeros: Zeros::Multiply,
+        steps: &[],
+        residual: None,
     };
     let mut out = vec![f32::NAN; sizes.batch * sizes.m * sizes.n + 2];
     matmul(&args, ElementsMut::F32(&mut out));
@@ -109,6 +111,8 @@ fn broadcast_left_and_scattered_output() {
         bias: None,
         batches: &batches,
         zeros: Zeros::Multiply,
+        steps: &[],
+        residual: None,
     };
     let mut out = [7.0; 30];
     matmul(&args, ElementsMut::F32(&mut out));
@@ -133,6 +137,8 @@ fn half_precision() {
         bias: Some(Elements::F16(&bias)),
         batches: &batches,
         zeros: Zeros::Multiply,
+        steps: &[],
+        residual: None,
     };
     let mut out = vec![f16::NAN; 300];
     matmul(&args, ElementsMut::F16(&mut out));
@@ -162,6 +168,8 @@ fn zero_weights_annihilate() {
                     bias: None,
                     batches: &batches,
                     zeros,
+                    steps: &[],
+                    residual: None,
                 };
                 let mut out = vec![0.0; 2 * m * 17];
                 matmul(&args, ElementsMut::F32(&mut out));
