@@ -1,6 +1,7 @@
 //! Devices: a GPU through wgpu, or the native CPU backend, behind one face.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::capabilities::Capabilities;
@@ -46,6 +47,19 @@ pub enum Checks {
     Checked,
 }
 
+/// Where compiled pipelines stay between processes, if the driver gives them out (Vulkan). One file for each adapter, which is
+/// replaced as a whole; when it cannot be read or written, or is not what it was, pipelines are compiled anew.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Cache {
+    /// `regard/pipelines` in the user's folder for caches, such as `~/.cache`.
+    #[default]
+    User,
+    /// This folder, which is made if need be.
+    Folder(PathBuf),
+    /// Nowhere.
+    None,
+}
+
 /// How to open a device.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DeviceOptions {
@@ -53,6 +67,8 @@ pub struct DeviceOptions {
     pub select: Select,
     /// Run-time checks in shaders.
     pub checks: Checks,
+    /// Where compiled pipelines stay.
+    pub cache: Cache,
 }
 
 /// Something that runs plans. Cheap to clone; clones are the same device.

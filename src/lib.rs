@@ -87,7 +87,7 @@ mod weight_cache;
 pub mod weights;
 
 pub use attention::{Attention, Strategy};
-pub use device::{Checks, Device, DeviceOptions, DeviceTensor, Select};
+pub use device::{Cache, Checks, Device, DeviceOptions, DeviceTensor, Select};
 pub use error::{Error, Result};
 pub use graph::{Graph, Tensor};
 pub use mask::{Causal, Fill, Window};

@@ -11,8 +11,8 @@ use regard::case::CaseInput;
 use regard::compare::{NanMeans, Tolerance, compare};
 use regard::ops::{Angles, AppendOptions, KvCache, Layout, Pairs, Positions, RotaryOptions, rotary_caches};
 use regard::{
-    Attention, Causal, Checks, Device, DeviceOptions, Dtype, Graph, HostTensor, Plan, PlanOptions, Result, Select,
-    Tensor, TensorDesc, reference,
+    Attention, Cache, Causal, Checks, Device, DeviceOptions, Dtype, Graph, HostTensor, Plan, PlanOptions, Result,
+    Select, Tensor, TensorDesc, reference,
 };
 
 const BATCH: usize = 3;
@@ -55,7 +55,11 @@ fn fresh(subject: &Subject) -> std::result::Result<Device, Failed> {
         Backend::Cpu => Ok(Device::cpu()),
         Backend::Gpu => {
             let checks = if subject.name.ends_with("unchecked") { Checks::Unchecked } else { Checks::Checked };
-            Ok(Device::new(&DeviceOptions { select: Select::Named(subject.device.name()), checks })?)
+            Ok(Device::new(&DeviceOptions {
+                select: Select::Named(subject.device.name()),
+                checks,
+                cache: Cache::None,
+            })?)
         }
     }
 }

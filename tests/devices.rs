@@ -4,6 +4,8 @@ mod common;
 #[path = "common/embed.rs"]
 mod embed;
 
+use std::fs;
+use std::path::Path;
 use std::process::ExitCode;
 
 use common::{Subject, Verdict, each_device, each_of, run};
@@ -16,8 +18,8 @@ use regard::gpu::{Kind, adapters};
 use regard::ops::MatMul;
 use regard::plan::Clock;
 use regard::{
-    Attention, Device, DeviceOptions, Dtype, Error, Graph, HostTensor, Plan, PlanOptions, Result, Select, Strategy,
-    TensorDesc, reference,
+    Attention, Cache, Device, DeviceOptions, Dtype, Error, Graph, HostTensor, Plan, PlanOptions, Result, Select,
+    Strategy, TensorDesc, reference,
 };
 
 fn main() -> ExitCode {
@@ -39,8 +41,65 @@ fn main() -> ExitCode {
     trials.extend(each_of(&[Backend::Gpu], "a tensor of the other backend", other_backend));
     trials.extend(each_of(&[Backend::Gpu], "a tensor of another device", other_device));
     trials.extend(each_of(&[Backend::Gpu], "device lost", device_lost));
+    trials.extend(each_of(&[Backend::Gpu], "pipelines stay on disk", pipelines_on_disk));
+    trials.extend(each_of(&[Backend::Gpu], "plans made by many threads", plans_of_many_threads));
     trials.push(Trial::test("which device is taken", which_device));
     run(trials)
+}
+
+/// Whatever the folder holds, or if there can be none, plans give the same; afterwards the file is whole.
+fn pipelines_on_disk(subject: &Subject) -> Verdict {
+    let place = format!("regard-pipelines-{}-{}", std::process::id(), subject.name.replace(' ', "-"));
+    let folder = std::env::temp_dir().join(place);
+    let wanted = softmax_plan(&subject.device)?.run(&[("x", &x())])?;
+    let run_with = |folder: &Path| -> Result<()> {
+        let select = Select::Named(subject.device.name());
+        let cache = Cache::Folder(folder.to_owned());
+        let device = Device::new(&DeviceOptions { select, cache, ..DeviceOptions::default() })?;
+        let got = softmax_plan(&device)?.run(&[("x", &x())])?;
+        assert_eq!(got["y"], wanted["y"], "{}", subject.name);
+        Ok(())
+    };
+    let files =
+        || -> Vec<_> { fs::read_dir(&folder).expect("a folder").map(|file| file.expect("a file").path()).collect() };
+    run_with(&folder)?;
+    let [file] = &files()[..] else { return Err(format!("not one file but {:?}", files()).into()) };
+    let whole = fs::read(file)?;
+    assert!(whole.starts_with(b"regard pipelines"), "{whole:?}");
+    run_with(&folder)?;
+    for damaged in [&b""[..], b"something else", &whole[..whole.len() - 1], &[&whole[..], b"more"].concat()] {
+        fs::write(file, damaged)?;
+        run_with(&folder)?;
+        assert!(fs::read(file)?.starts_with(b"regard pipelines"), "{}", subject.name);
+        assert_eq!(files().len(), 1, "nothing else is left behind");
+    }
+    // Where the folder would be is a file.
+    run_with(file)?;
+    fs::remove_dir_all(&folder)?;
+    Ok(Completion::Completed)
+}
+
+/// Threads that want the same pipelines and others at once all get them.
+fn plans_of_many_threads(subject: &Subject) -> Verdict {
+    let select = Select::Named(subject.device.name());
+    let device = Device::new(&DeviceOptions { select, cache: Cache::None, ..DeviceOptions::default() })?;
+    let run = |thread: usize| -> Result<HostTensor> {
+        let mut graph = Graph::new();
+        let x = graph.input("x", TensorDesc::new(Dtype::F32, [2, 3]))?;
+        let y = graph.softmax(x, 1.0)?;
+        let y = if thread.is_multiple_of(2) { graph.transpose(y, &[1, 0])? } else { graph.cast(y, Dtype::F32)? };
+        graph.output("y", y)?;
+        Ok(Plan::new(&device, &graph)?.run(&[("x", &self::x())])?.remove("y").expect("an output y"))
+    };
+    let results: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..16).map(|thread| scope.spawn(move || run(thread))).collect();
+        threads.into_iter().map(|thread| thread.join().expect("no thread panics")).collect()
+    });
+    let results = results.into_iter().collect::<Result<Vec<_>>>()?;
+    for (thread, result) in results.iter().enumerate() {
+        assert_eq!(*result, results[thread % 2], "thread {thread} on {}", subject.name);
+    }
+    Ok(Completion::Completed)
 }
 
 /// y = softmax(x), x being `[2, 3]`.

@@ -122,7 +122,7 @@ fn selected(args: &Args) -> regard::Result<Vec<regard::case::Case>> {
 
 fn devices(args: &Args) -> regard::Result<Vec<Device>> {
     let checks = if args.checked { Checks::Checked } else { Checks::Unchecked };
-    let open = |select| Device::new(&DeviceOptions { select, checks });
+    let open = |select| Device::new(&DeviceOptions { select, checks, ..DeviceOptions::default() });
     if args.device != "all" {
         return Ok(vec![open(args.device.parse().unwrap_or_default())?]);
     }

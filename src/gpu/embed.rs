@@ -3,16 +3,17 @@
 use std::fmt;
 
 use super::gpu_device::{Gpu, GpuBuffer, TENSOR_USAGE, padded};
-use crate::device::{Checks, Device, DeviceTensor, Storage};
+use crate::device::{Cache, Checks, Device, DeviceTensor, Storage};
 use crate::error::{Error, Result};
 use crate::plan::{Engine, Plan};
 use crate::tensor::TensorDesc;
 
 impl Device {
     /// A device that the caller opened. Techniques follow the features that it was opened with
-    /// (`SHADER_F16`, `SUBGROUP`, `TIMESTAMP_QUERY`, `EXPERIMENTAL_COOPERATIVE_MATRIX`); its error and loss callbacks are left alone.
+    /// (`SHADER_F16`, `SUBGROUP`, `TIMESTAMP_QUERY`, `EXPERIMENTAL_COOPERATIVE_MATRIX`; with `PIPELINE_CACHE` pipelines are kept as
+    /// [`Cache::User`] says); its error and loss callbacks are left alone.
     pub fn from_wgpu(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        let gpu = Gpu::assemble(adapter, device, queue, Checks::default());
+        let gpu = Gpu::assemble(adapter, device, queue, Checks::default(), &Cache::default());
         Self::from_gpu(gpu, "the caller's wgpu device")
     }
 }

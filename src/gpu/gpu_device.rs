@@ -1,16 +1,15 @@
 //! A wgpu device with its pipelines, its weights and its way of reporting errors.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::adapter::{Adapter, capabilities, select};
+use super::pipelines::Pipelines;
 use super::readback::Readback;
 use crate::capabilities::Capabilities;
-use crate::device::{Checks, DeviceOptions};
+use crate::device::{Cache, Checks, DeviceOptions};
 use crate::error::{Error, Result};
-use crate::shader::Shader;
 use crate::tensor::HostTensor;
 use crate::weight_cache::WeightCache;
 
@@ -23,7 +22,7 @@ pub struct Gpu {
     capabilities: Capabilities,
     name: String,
     checks: Checks,
-    pipelines: Mutex<HashMap<Shader, wgpu::ComputePipeline>>,
+    pub(super) pipelines: Pipelines,
     pub(super) weights: WeightCache<GpuBuffer>,
     buffers_created: AtomicU64,
     lost: Arc<Mutex<Option<String>>>,
@@ -58,6 +57,7 @@ impl Gpu {
         let wanted = wgpu::Features::SHADER_F16
             | wgpu::Features::SUBGROUP
             | wgpu::Features::TIMESTAMP_QUERY
+            | wgpu::Features::PIPELINE_CACHE
             | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("regard"),
@@ -68,7 +68,7 @@ impl Gpu {
         };
         let (device, queue) = pollster::block_on(adapter.adapter.request_device(&descriptor))
             .map_err(|error| Error::Device(format!("{}: {error}", adapter.describe())))?;
-        let gpu = Self::assemble(&adapter.adapter, device, queue, options.checks);
+        let gpu = Self::assemble(&adapter.adapter, device, queue, options.checks, &options.cache);
         let lost = gpu.lost.clone();
         gpu.device.set_device_lost_callback(move |reason, message| {
             *lock(&lost) = Some(format!("{message} ({reason:?})"));
@@ -77,16 +77,22 @@ impl Gpu {
     }
 
     /// A device that somebody else opened. Its callbacks are left alone.
-    pub(super) fn assemble(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue, checks: Checks) -> Self {
+    pub(super) fn assemble(
+        adapter: &wgpu::Adapter,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        checks: Checks,
+        cache: &Cache,
+    ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         Self {
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             capabilities: capabilities(adapter, device.features(), &device.limits()),
             name: Adapter::new(adapter.clone()).describe(),
+            pipelines: Pipelines::new(adapter, &device, cache),
             device,
             queue,
             checks,
-            pipelines: Mutex::default(),
             weights: WeightCache::default(),
             buffers_created: AtomicU64::new(0),
             lost: Arc::default(),
@@ -108,34 +114,8 @@ impl Gpu {
         self.buffers_created.load(Ordering::Relaxed)
     }
 
-    /// The pipeline of a shader, compiled at its first use.
-    pub(super) fn pipeline(&self, shader: &Shader) -> Result<wgpu::ComputePipeline> {
-        let mut pipelines = lock(&self.pipelines);
-        if let Some(pipeline) = pipelines.get(shader) {
-            return Ok(pipeline.clone());
-        }
-        let text = shader.text()?;
-        let pipeline = self.scoped(|| {
-            let module = self.module(shader.main.name, &text);
-            self.device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-                label: Some(shader.main.name),
-                layout: None,
-                module: &module,
-                entry_point: Some("main"),
-                compilation_options: wgpu::PipelineCompilationOptions {
-                    // Kernels write workgroup memory before they read it.
-                    zero_initialize_workgroup_memory: false,
-                    ..Default::default()
-                },
-                cache: None,
-            })
-        })?;
-        pipelines.insert(shader.clone(), pipeline.clone());
-        Ok(pipeline)
-    }
-
     #[expect(unsafe_code, reason = "run-time checks cost up to a factor of 100 in loops")]
-    fn module(&self, label: &str, text: &str) -> wgpu::ShaderModule {
+    pub(super) fn module(&self, label: &str, text: &str) -> wgpu::ShaderModule {
         let descriptor =
             wgpu::ShaderModuleDescriptor { label: Some(label), source: wgpu::ShaderSource::Wgsl(text.into()) };
         match self.checks {

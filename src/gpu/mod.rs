@@ -3,6 +3,7 @@
 mod adapter;
 mod embed;
 mod gpu_device;
+mod pipelines;
 mod program;
 mod readback;
 mod timer;

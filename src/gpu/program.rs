@@ -74,6 +74,7 @@ impl GpuProgram {
         });
         let buffers = buffers.collect::<Result<Vec<_>>>()?;
         let launches: Vec<(&Step, &Launch)> = schedule.steps.iter().map(launch).collect();
+        gpu.compile(launches.iter().map(|(_, launch)| &launch.shader))?;
         let (params, ranges) = params_buffer(&gpu, &launches)?;
         let steps = (launches.iter().zip(ranges))
             .map(|((step, launch), range)| Dispatch::new(&gpu, step, launch, &buffers, (&params, range)))

@@ -231,7 +231,10 @@ pub(super) fn cases() -> Vec<Case> {
         let decrease = rows("q_starts of each batch that decrease", &[2, 5, 1, 77]);
         cases.extend(case(dtype, &[3, 2, 9, 7], Values::Normal(1.0), decrease));
     }
-    cases.extend(case(Dtype::F32, &[40, 33], Values::Normal(1e4), None));
+    for deviation in [1e-3, 30.0, 1e4] {
+        cases.extend(case(Dtype::F32, &[40, 33], Values::Normal(deviation), None));
+        cases.extend(case(Dtype::F16, &[2, 3, 4, 300], Values::Normal(deviation), None));
+    }
     cases
 }
 

@@ -9,7 +9,7 @@ use std::sync::{Arc, LazyLock};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use regard::capabilities::Backend;
 use regard::gpu::{Kind, adapters};
-use regard::{Checks, Device, DeviceOptions, Select};
+use regard::{Cache, Checks, Device, DeviceOptions, Select};
 
 /// What a trial returns; `?` works on every error that prints.
 pub type Verdict = Result<Completion, Failed>;
@@ -34,7 +34,7 @@ static SUBJECTS: LazyLock<Vec<Result<Subject, (String, String)>>> = LazyLock::ne
             let short = if adapter.name.contains("llvmpipe") { "lavapipe" } else { &adapter.name };
             let name = format!("{short} {}", if checks == Checks::Checked { "checked" } else { "unchecked" });
             let select = Select::Named(adapter.describe());
-            match Device::new(&DeviceOptions { select, checks }) {
+            match Device::new(&DeviceOptions { select, checks, cache: Cache::None }) {
                 Ok(device) => Ok(Subject { name, device, hosted }),
                 Err(error) => Err((name, error.to_string())),
             }

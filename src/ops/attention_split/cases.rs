@@ -28,9 +28,11 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
         // Heads of one key head: three, which do not fill a block of rows, and twelve, which do not fit into one tile.
         cases.push(plain(3, [2, 6, 2, 1, 140, 24, 24], 1.0));
         cases.push(plain(3, [1, 12, 1, 1, 140, 24, 24], 1.0));
+        // Scores of about 1e-3, 1, 30 and 1e4.
+        for deviation in [0.0316, 1.0, 5.48, 100.0] {
+            cases.push(plain(2, [1, 2, 1, 2, 133, 64, 64], deviation));
+        }
         cases.push(plain(2, [2, 4, 1, 1, 170, 16, 20], 30.0));
-        cases.push(plain(2, [1, 2, 2, 3, 133, 64, 64], 1e-3));
-        cases.push(plain(2, [1, 1, 1, 2, 133, 64, 64], 100.0));
         for sizes in [[1, 2, 2, 0, 5, 8, 8], [2, 2, 2, 3, 0, 8, 8], [1, 1, 1, 3, 4, 0, 8], [1, 1, 1, 3, 4, 8, 0]] {
             cases.push(plain(2, sizes, 1.0));
         }
