@@ -3,6 +3,8 @@
 use std::collections::BTreeSet;
 use std::io::{self, Write};
 
+use rayon::prelude::*;
+use regard::case::Case;
 use regard::gpu::adapters;
 use regard::ops::REGISTRY;
 use regard::verify::{Outcome, Prepared, cases};
@@ -76,26 +78,46 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
     }
     let progress = progress(cases.len() as u64);
     let mut findings = Vec::new();
-    for case in cases {
-        progress.set_message(format!("{} {}", case.op.name(), case.name));
-        let prepared = Prepared::new(case);
-        for (index, device) in devices.iter().enumerate() {
-            for (technique, outcome) in prepared.run(device) {
-                let (op, case) = (prepared.case.op.name(), prepared.case.name.clone());
-                let finding = Finding { device: index, op, case, technique, outcome };
-                if args.json {
-                    progress.suspend(|| json(out, &finding, &device.name()))?;
-                }
-                findings.push(finding);
+    for some in cases.chunks(2 * rayon::current_num_threads()) {
+        // Most of the time drivers compile, one pipeline a thread.
+        let found: Vec<Vec<Finding>> = some
+            .par_iter()
+            .map(|case| {
+                progress.set_message(format!("{} {}", case.op.name(), case.name));
+                let found = on_devices(case, &devices);
+                progress.inc(1);
+                found
+            })
+            .collect();
+        for finding in found.into_iter().flatten() {
+            if args.json {
+                progress.suspend(|| json(out, &finding, &devices[finding.device].name()))?;
             }
+            findings.push(finding);
         }
-        progress.inc(1);
     }
     progress.finish_and_clear();
     if !args.json {
         verify_table::print(out, &findings, devices.len())?;
     }
     Ok(ending(&findings))
+}
+
+fn on_devices(case: &Case, devices: &[Device]) -> Vec<Finding> {
+    let prepared = Prepared::new(case.clone());
+    let on = |(device, of): (usize, &Device)| {
+        let findings = prepared.run(of).into_iter().map(move |(technique, outcome)| (device, technique, outcome));
+        findings.collect::<Vec<_>>()
+    };
+    let found = devices.iter().enumerate().flat_map(on);
+    let finding = |(device, technique, outcome)| Finding {
+        device,
+        op: case.op.name(),
+        case: case.name.clone(),
+        technique,
+        outcome,
+    };
+    found.map(finding).collect()
 }
 
 /// A failure fails; so does a run in which nothing was checked.
@@ -105,7 +127,7 @@ fn ending(findings: &[Finding]) -> Ending {
     if checked && !failed { Ending::Good } else { Ending::CheckFailed }
 }
 
-fn selected(args: &Args) -> regard::Result<Vec<regard::case::Case>> {
+fn selected(args: &Args) -> regard::Result<Vec<Case>> {
     let names: Vec<_> = REGISTRY.iter().map(|entry| entry.name).collect();
     if let Some(op) = args.op.as_ref().filter(|op| !names.contains(&op.as_str())) {
         return Err(Error::Parse(format!("there is no op `{op}`; ops are {}", names.join(", "))));
