@@ -11,6 +11,7 @@ use common::{Subject, Verdict, each_device, each_of, run};
 use libtest_mimic::Completion;
 use regard::capabilities::{Backend, Capabilities};
 use regard::case::Case;
+use regard::op::Technique;
 use regard::verify::{Outcome, Prepared, cases};
 
 fn main() -> ExitCode {
@@ -28,7 +29,46 @@ fn main() -> ExitCode {
         let name = format!("larger subgroups/{}/{}", case.op.name(), case.name);
         each_of(&[Backend::Gpu], &name, move |subject| larger_subgroups(subject, &case))
     });
-    run(trials.chain(repeated).collect())
+    let of_subgroups = with_subgroups().into_iter().step_by(SUBGROUP_STEP).flat_map(|case| {
+        let name = format!("subgroup operations/{}/{}", case.op.name(), case.name);
+        let trials = each_of(&[Backend::Gpu], &name, move |subject| subgroup_operations(subject, &case));
+        trials.into_iter().filter(|trial| !trial.name().ends_with(" checked"))
+    });
+    run(trials.chain(repeated).chain(of_subgroups).collect())
+}
+
+/// Of the cases that a kernel with subgroup operations takes, those that are run for each size of subgroups: one of so many.
+const SUBGROUP_STEP: usize = 23;
+
+/// Cases that a kernel with subgroup operations takes on a device that has them.
+fn with_subgroups() -> Vec<Case> {
+    let roomy = Capabilities {
+        subgroups: Some((8, 8)),
+        storage_buffers: 32,
+        workgroup_memory: 32 << 10,
+        ..Capabilities::baseline_f16()
+    };
+    cases(None, None).into_iter().filter(|case| subgroup_kernels(case, &roomy).next().is_some()).collect()
+}
+
+/// The kernels with subgroup operations that a device offers for a case.
+fn subgroup_kernels(case: &Case, capabilities: &Capabilities) -> impl Iterator<Item = Technique> + use<> {
+    let techniques = case.op.techniques(&case.descs(), capabilities).into_iter();
+    techniques.filter(|technique| matches!(technique, Technique::Gpu(launch) if launch.shader.needs_subgroups()))
+}
+
+/// Whatever the size of the device's subgroups, which the environment of a software device says.
+fn subgroup_operations(subject: &Subject, case: &Case) -> Verdict {
+    let techniques: Vec<_> = subgroup_kernels(case, subject.device.capabilities()).collect();
+    assert_eq!(techniques.is_empty(), subject.device.capabilities().subgroups.is_none(), "{} is offered", case.name);
+    let prepared = Prepared::new(case.clone());
+    for technique in techniques.iter().filter(|technique| !technique.name().ends_with("_coop")) {
+        let outcome = prepared.check(&subject.device, technique);
+        if outcome.failed() {
+            return Err(failure(subject, case, technique.name(), &outcome).into());
+        }
+    }
+    Ok(Completion::Completed)
 }
 
 /// Cases whose kernels take another form where subgroups are large.
