@@ -38,7 +38,7 @@ fn main() -> ExitCode {
 }
 
 /// Of the cases that a kernel with subgroup operations takes, those that are run for each size of subgroups: one of so many.
-const SUBGROUP_STEP: usize = 23;
+const SUBGROUP_STEP: usize = 83;
 
 /// Cases that a kernel with subgroup operations takes on a device that has them.
 fn with_subgroups() -> Vec<Case> {
