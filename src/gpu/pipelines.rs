@@ -58,8 +58,10 @@ impl Pipelines {
 impl Gpu {
     /// Compiles what of these is not compiled yet, on as many threads as there are.
     pub(super) fn compile<'a>(&self, shaders: impl Iterator<Item = &'a Shader>) -> Result<()> {
-        let known: HashSet<Shader> = lock(&self.pipelines.of_shader).keys().cloned().collect();
-        let missing: HashSet<&Shader> = shaders.filter(|shader| !known.contains(shader)).collect();
+        let missing: HashSet<&Shader> = {
+            let known = lock(&self.pipelines.of_shader);
+            shaders.filter(|shader| !known.contains_key(shader)).collect()
+        };
         if missing.is_empty() {
             return Ok(());
         }
