@@ -3,7 +3,6 @@
 use std::time::{Duration, Instant};
 
 use super::report::{Check, Line, Timing, Work};
-use super::statistics::Statistics;
 use super::task::{Refusal, Task};
 use crate::capabilities::Backend;
 use crate::compare::{Comparison, NanMeans, Tolerance, compare};
@@ -110,15 +109,15 @@ impl Bench {
         if !comparison.passed() {
             return Ok(Line { failed: Some(comparison.to_string()), ..line });
         }
-        let (statistics, clock) = self.time(&mut plan)?;
-        let timing = Timing::new(&statistics, clock, work);
+        let (seconds, clock) = self.time(&mut plan)?;
+        let timing = Timing::new(&seconds, clock, work);
         let rate = timing.tflops_exact * 1e12;
         self.rate = Some(self.rate.map_or(rate, |fastest| fastest.max(rate)));
         let warnings = self.warnings(&timing);
         Ok(Line { timing: Some(timing), warnings, ..line })
     }
 
-    fn time(&self, plan: &mut Plan) -> Result<(Statistics, Clock)> {
+    fn time(&self, plan: &mut Plan) -> Result<(Vec<f64>, Clock)> {
         let Settings { warm_up, budget, least_runs, .. } = self.settings;
         let start = Instant::now();
         let mut sample = plan.measure()?;
@@ -135,7 +134,7 @@ impl Bench {
             sample = plan.measure()?;
             seconds.push(sample.seconds);
         }
-        Ok((Statistics::new(&seconds).expect("there was a run"), sample.clock))
+        Ok((seconds, sample.clock))
     }
 
     fn too_slow(&self, work: &Work, task: &Task) -> Option<String> {

@@ -1,6 +1,8 @@
 //! What is known of one problem on one device: a line of JSON.
 
-use serde::Serialize;
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
 
 use super::statistics::Statistics;
 use super::task::Task;
@@ -9,24 +11,31 @@ use crate::op::Cost;
 use crate::plan::{Clock, PlanDescription, StepDescription};
 
 /// Name and version of the lines' keys.
-pub const SCHEMA: &str = "regard.bench/1";
+pub const SCHEMA: &str = "regard.bench/2";
 
 /// One problem on one device. Keys that hold a quantity end in its unit. Exactly one of `timing`'s keys, `skipped` and
-/// `failed` is there.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+/// `failed` is there. Lines of version 1 have neither `date` nor `samples_ms`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Line {
     /// [`SCHEMA`].
-    pub schema: &'static str,
+    pub schema: String,
     /// Version of this crate.
-    pub version: &'static str,
+    pub version: String,
+    /// When it was measured, RFC 3339 in UTC.
+    #[serde(default)]
+    pub date: String,
     /// Suite, or `problem` for one of the user's own.
-    pub suite: &'static str,
+    pub suite: String,
     /// The problem in canonical text.
     pub problem: String,
     /// Adapter, driver and interface, or the CPU backend.
     pub device: String,
     /// Why it was that device.
+    #[serde(default)]
     pub device_reason: String,
+    /// Whose code it was, where it was not this crate's (`benches/peers`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<String>,
     /// What ran; missing where no plan could be made.
     #[serde(flatten)]
     pub work: Option<Work>,
@@ -37,6 +46,7 @@ pub struct Line {
     #[serde(flatten)]
     pub timing: Option<Timing>,
     /// What to know before believing the numbers.
+    #[serde(default)]
     pub warnings: Vec<String>,
     /// Why it did not run.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -47,7 +57,7 @@ pub struct Line {
 }
 
 /// What a plan does.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Work {
     /// Techniques of the plan's steps in order, joined by ` + `.
     pub path: String,
@@ -64,7 +74,7 @@ pub struct Work {
 }
 
 /// How a result compares with its definition.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Check {
     /// Largest |got − wanted|.
     pub max_error: f64,
@@ -77,10 +87,10 @@ pub struct Check {
 }
 
 /// How long runs took.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Timing {
     /// What measured it.
-    pub clock: &'static str,
+    pub clock: String,
     /// Runs that were measured.
     pub runs: usize,
     /// Half of the runs were shorter.
@@ -101,17 +111,22 @@ pub struct Timing {
     pub tflops_exact: f64,
     /// 10⁹ `bytes` a second, at the median.
     pub gbps: f64,
+    /// Each run, in the order in which they ran.
+    #[serde(default)]
+    pub samples_ms: Vec<f64>,
 }
 
 impl Line {
     pub(super) fn new(device: &Device, task: &Task) -> Self {
         Self {
-            schema: SCHEMA,
-            version: env!("CARGO_PKG_VERSION"),
-            suite: task.suite,
+            schema: SCHEMA.into(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            suite: task.suite.into(),
             problem: task.problem.clone(),
             device: device.name(),
             device_reason: device.reason().to_owned(),
+            peer: None,
             work: None,
             check: None,
             timing: None,
@@ -142,12 +157,13 @@ impl Work {
 }
 
 impl Timing {
-    /// From durations in seconds.
-    pub(super) fn new(seconds: &Statistics, clock: Clock, work: &Work) -> Self {
+    /// From durations in seconds, of which there is one at least.
+    pub(super) fn new(samples: &[f64], clock: Clock, work: &Work) -> Self {
+        let seconds = Statistics::new(samples).expect("there was a run");
         let per_second =
             |count: u64, unit: f64| if seconds.median > 0.0 { count as f64 / seconds.median / unit } else { 0.0 };
         Self {
-            clock: clock.describe(),
+            clock: clock.describe().into(),
             runs: seconds.runs,
             median_ms: seconds.median * 1e3,
             p05_ms: seconds.p05 * 1e3,
@@ -158,6 +174,7 @@ impl Timing {
             tflops: per_second(work.flops, 1e12),
             tflops_exact: per_second(work.flops_exact, 1e12),
             gbps: per_second(work.bytes, 1e9),
+            samples_ms: samples.iter().map(|seconds| seconds * 1e3).collect(),
         }
     }
 }
@@ -168,8 +185,7 @@ mod tests {
 
     #[test]
     fn rates_by_hand() {
-        let seconds =
-            Statistics { runs: 5, median: 0.002, p05: 0.001, p95: 0.003, iqr: 0.0005, min: 0.001, outliers: 0 };
+        let seconds = [0.003, 0.002, 0.001];
         let work = Work {
             path: "attention_fused".into(),
             dispatches: 1,
@@ -180,6 +196,7 @@ mod tests {
         };
         let timing = Timing::new(&seconds, Clock::Host, &work);
         assert_eq!((timing.median_ms, timing.tflops, timing.tflops_exact, timing.gbps), (2.0, 2.0, 1.0, 3.0));
+        assert_eq!(timing.samples_ms, [3.0, 2.0, 1.0]);
     }
 
     #[test]
@@ -193,5 +210,17 @@ mod tests {
         let work = Work { path: "x".into(), dispatches: 1, flops: 2, flops_exact: 2, bytes: 3, peak_bytes: 4 };
         let json = serde_json::to_value(Line { work: Some(work), ..line }).unwrap();
         assert_eq!((&json["path"], &json["peak_bytes"]), (&"x".into(), &4.into()));
+    }
+
+    #[test]
+    fn a_line_is_read_as_it_was_written() {
+        let task = Task::attention("problem", &"b=1,h=1,s=4,d=4".parse().unwrap()).unwrap();
+        let work = Work { path: "x".into(), dispatches: 1, flops: 2, flops_exact: 2, bytes: 3, peak_bytes: 4 };
+        let timing = Some(Timing::new(&[0.1, 0.3], Clock::Host, &work));
+        let skipped = Line::new(&Device::cpu(), &task).skip("for a test");
+        for line in [Line { work: Some(work), timing, skipped: None, ..skipped.clone() }, skipped] {
+            let text = serde_json::to_string(&line).unwrap();
+            assert_eq!(serde_json::from_str::<Line>(&text).unwrap(), line);
+        }
     }
 }
