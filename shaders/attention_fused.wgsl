@@ -40,25 +40,6 @@ const VALUE_CHUNKS: u32 = (VALUE_DIM + WIDTH - 1u) / WIDTH;
 const_assert QUERIES % 8u == 0u && KEYS == 8u * EDGE_X && KEYS % KEY_SLICE == 0u;
 const_assert KEY_SLICE >= EDGE_Y; // the rows' maxima fit into the place of the values
 
-// Products of four rows' numbers with four columns' numbers, one row a column of the matrix.
-fn outer(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
-    return mat4x4<f32>(rows.x * columns, rows.y * columns, rows.z * columns, rows.w * columns);
-}
-
-// The same, where a number of a row that is zero takes no part.
-fn outer_where(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
-    return mat4x4<f32>(
-        select(rows.x * columns, vec4<f32>(), rows.x == 0.0),
-        select(rows.y * columns, vec4<f32>(), rows.y == 0.0),
-        select(rows.z * columns, vec4<f32>(), rows.z == 0.0),
-        select(rows.w * columns, vec4<f32>(), rows.w == 0.0),
-    );
-}
-
-fn scaled(matrix: mat4x4<f32>, factors: vec4<f32>) -> mat4x4<f32> {
-    return mat4x4<f32>(matrix[0] * factors.x, matrix[1] * factors.y, matrix[2] * factors.z, matrix[3] * factors.w);
-}
-
 // Weights of four rows, one key a column of the matrix as in the scores.
 fn weighed(scores: mat4x4<f32>, maximum: vec4<f32>) -> mat4x4<f32> {
     return mat4x4<f32>(

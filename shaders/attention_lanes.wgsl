@@ -2,10 +2,10 @@
 // never stored. Tensors, rules and edges are those of attention_fused.
 //
 // A workgroup owns QUERIES query rows of one head, or the few rows of HEADS_PER_TILE heads that read one key head, and walks the
-// keys in tiles of KEYS, which it keeps in workgroup memory as they are. A lane owns two whole rows, of q and of o, and takes
-// four keys at a time: all lanes read the same number at the same time, and none waits for another within a tile. That suits
-// drivers that make lanes the elements of a host's vector registers, where an address that differs between lanes costs a load for
-// each. Maximum, sum and o as in attention_fused.
+// keys four at a time, which it keeps in workgroup memory as they are. A lane owns ROWS whole rows, of q and of o: all lanes read
+// the same number at the same time, and none waits for another within a tile. That suits drivers that make lanes the elements
+// of a host's vector registers, where an address that differs between lanes costs a load for each, and one that is the same for
+// all and known beforehand costs the least. Maximum, sum and o as in attention_fused.
 //
 // With GUARDED, a NaN or infinity in v reaches only the rows that look at its key: tiles that hold one take a path that looks at
 // each weight.
@@ -14,13 +14,14 @@ const HEAD_DIM: u32 = 64u; // host
 const VALUE_DIM: u32 = 64u; // host
 const GUARDED: bool = true; // host
 const HEADS_PER_TILE: u32 = 1u; // host
-const QUERIES: u32 = 64u; // host
-const KEYS: u32 = 16u; // host
+const QUERIES: u32 = 128u; // host
+const KEYS: u32 = 4u; // host
+const ROWS: u32 = 4u; // host
 
-const LANES: u32 = QUERIES / 2u;
+const LANES: u32 = QUERIES / ROWS;
 const HEAD_PARTS: u32 = max((HEAD_DIM + 3u) / 4u, 1u);
 const VALUE_PARTS: u32 = max((VALUE_DIM + 3u) / 4u, 1u);
-const_assert QUERIES % 2u == 0u && KEYS % 4u == 0u;
+const_assert QUERIES % ROWS == 0u && KEYS == 4u;
 
 var<workgroup> wg_k: array<vec4<f32>, KEYS * HEAD_PARTS>; // [key][dimension / 4]
 var<workgroup> wg_v: array<vec4<f32>, KEYS * VALUE_PARTS>; // likewise
@@ -57,28 +58,35 @@ fn careful(weight: f32, value: vec4<f32>) -> vec4<f32> {
     return select(weight * value, vec4<f32>(), weight == 0.0);
 }
 
+// A row of the tile that a lane owns.
+fn row_of(lane: u32, r: u32) -> u32 {
+    return lane + r * LANES;
+}
+
 @compute @workgroup_size(LANES)
 fn main(
     @builtin(workgroup_id) workgroup: vec3<u32>,
     @builtin(num_workgroups) workgroups: vec3<u32>,
-    @builtin(local_invocation_index) lane: u32,
+    @builtin(local_invocation_id) id: vec3<u32>,
 ) {
     let tile = tile_at(workgroup.x + workgroup.y * workgroups.x);
     if tile.rows == 0u {
         return;
     }
-    let row_0 = lane;
-    let row_1 = lane + LANES;
-    var q_0: array<vec4<f32>, HEAD_PARTS>;
-    var q_1: array<vec4<f32>, HEAD_PARTS>;
-    for (var d = 0u; d < HEAD_PARTS; d++) {
-        q_0[d] = q_part(tile, row_0, 4u * d);
-        q_1[d] = q_part(tile, row_1, 4u * d);
+    // This is id.x. LLVM works out what only takes integers anew behind each barrier, and a lane's number takes it divisions.
+    let lane = u32(sqrt(f32(id.x * id.x)) + 0.5);
+    var q: array<vec4<f32>, ROWS * HEAD_PARTS>; // [row][dimension / 4]
+    for (var r = 0u; r < ROWS; r++) {
+        for (var d = 0u; d < HEAD_PARTS; d++) {
+            q[r * HEAD_PARTS + d] = q_part(tile, row_of(lane, r), 4u * d);
+        }
     }
-    var maximum = vec2(LOWEST);
-    var sum = vec2<f32>();
-    var o_0: array<vec4<f32>, VALUE_PARTS>;
-    var o_1: array<vec4<f32>, VALUE_PARTS>;
+    var maximum: array<f32, ROWS>;
+    for (var r = 0u; r < ROWS; r++) {
+        maximum[r] = LOWEST;
+    }
+    var sum: array<f32, ROWS>;
+    var o: array<vec4<f32>, ROWS * VALUE_PARTS>; // [row][dimension / 4]
     let span = keys_of(tile);
     for (var first_key = span.x; first_key < span.y; first_key += KEYS) {
         if nothing_seen(tile, first_key, lane) {
@@ -97,66 +105,59 @@ fn main(
         workgroupBarrier();
         let whole = is_whole(tile, first_key);
         let poisoned = GUARDED && atomicLoad(&wg_poisoned) != 0u;
-        for (var j = 0u; j < KEYS; j += 4u) {
-            var s_0 = vec4<f32>();
-            var s_1 = vec4<f32>();
-            let keys = j * HEAD_PARTS;
-            for (var d = 0u; d < HEAD_PARTS; d++) {
-                let k_0 = wg_k[keys + d];
-                let k_1 = wg_k[keys + HEAD_PARTS + d];
-                let k_2 = wg_k[keys + 2u * HEAD_PARTS + d];
-                let k_3 = wg_k[keys + 3u * HEAD_PARTS + d];
-                s_0 += vec4(dot(q_0[d], k_0), dot(q_0[d], k_1), dot(q_0[d], k_2), dot(q_0[d], k_3));
-                s_1 += vec4(dot(q_1[d], k_0), dot(q_1[d], k_1), dot(q_1[d], k_2), dot(q_1[d], k_3));
+        // Scores, then weights, of the four keys.
+        var p: array<vec4<f32>, ROWS>;
+        for (var d = 0u; d < HEAD_PARTS; d++) {
+            let k_0 = wg_k[d];
+            let k_1 = wg_k[HEAD_PARTS + d];
+            let k_2 = wg_k[2u * HEAD_PARTS + d];
+            let k_3 = wg_k[3u * HEAD_PARTS + d];
+            for (var r = 0u; r < ROWS; r++) {
+                let x = q[r * HEAD_PARTS + d];
+                p[r] += vec4(dot(x, k_0), dot(x, k_1), dot(x, k_2), dot(x, k_3));
             }
-            s_0 *= params.scale;
-            s_1 *= params.scale;
+        }
+        var shrink: array<f32, ROWS>;
+        for (var r = 0u; r < ROWS; r++) {
+            var scores = p[r] * params.scale;
             if !whole {
-                s_0 = masked_row(tile, row_0, first_key + j, s_0);
-                s_1 = masked_row(tile, row_1, first_key + j, s_1);
+                scores = masked_row(tile, row_of(lane, r), first_key, scores);
             }
-            let before = maximum;
-            maximum = max(maximum, vec2(greatest(s_0), greatest(s_1)));
-            let shrink = power(vec4(before - maximum, 0.0, 0.0)).xy;
-            let p_0 = weights(s_0, vec4(maximum.x));
-            let p_1 = weights(s_1, vec4(maximum.y));
-            sum = sum * shrink + vec2(dot(p_0, vec4(1.0)), dot(p_1, vec4(1.0)));
-            let values = j * VALUE_PARTS;
-            if poisoned {
-                for (var d = 0u; d < VALUE_PARTS; d++) {
-                    let v_0 = wg_v[values + d];
-                    let v_1 = wg_v[values + VALUE_PARTS + d];
-                    let v_2 = wg_v[values + 2u * VALUE_PARTS + d];
-                    let v_3 = wg_v[values + 3u * VALUE_PARTS + d];
+            let before = maximum[r];
+            maximum[r] = max(before, greatest(scores));
+            shrink[r] = power(vec4(before - maximum[r])).x;
+            p[r] = weights(scores, vec4(maximum[r]));
+            sum[r] = sum[r] * shrink[r] + dot(p[r], vec4(1.0));
+        }
+        for (var d = 0u; d < VALUE_PARTS; d++) {
+            let v_0 = wg_v[d];
+            let v_1 = wg_v[VALUE_PARTS + d];
+            let v_2 = wg_v[2u * VALUE_PARTS + d];
+            let v_3 = wg_v[3u * VALUE_PARTS + d];
+            for (var r = 0u; r < ROWS; r++) {
+                let at = r * VALUE_PARTS + d;
+                if poisoned {
                     // In the order of the other path, so that rows which see no NaN come out the same.
-                    o_0[d] = o_0[d] * shrink.x
-                        + careful(p_0.x, v_0) + careful(p_0.y, v_1) + careful(p_0.z, v_2) + careful(p_0.w, v_3);
-                    o_1[d] = o_1[d] * shrink.y
-                        + careful(p_1.x, v_0) + careful(p_1.y, v_1) + careful(p_1.z, v_2) + careful(p_1.w, v_3);
-                }
-            } else {
-                for (var d = 0u; d < VALUE_PARTS; d++) {
-                    let v_0 = wg_v[values + d];
-                    let v_1 = wg_v[values + VALUE_PARTS + d];
-                    let v_2 = wg_v[values + 2u * VALUE_PARTS + d];
-                    let v_3 = wg_v[values + 3u * VALUE_PARTS + d];
-                    o_0[d] = o_0[d] * shrink.x + p_0.x * v_0 + p_0.y * v_1 + p_0.z * v_2 + p_0.w * v_3;
-                    o_1[d] = o_1[d] * shrink.y + p_1.x * v_0 + p_1.y * v_1 + p_1.z * v_2 + p_1.w * v_3;
+                    o[at] = o[at] * shrink[r]
+                        + careful(p[r].x, v_0) + careful(p[r].y, v_1) + careful(p[r].z, v_2) + careful(p[r].w, v_3);
+                } else {
+                    o[at] = o[at] * shrink[r] + p[r].x * v_0 + p[r].y * v_1 + p[r].z * v_2 + p[r].w * v_3;
                 }
             }
         }
     }
 
-    // A sink is one more score, without a value. A total of zero means that the row looks at nothing; a NaN is kept.
-    let drains = vec2(sink(head_of(tile, row_0)), sink(head_of(tile, row_1)));
-    let top = max(maximum, drains);
-    let shrink = power(vec4(maximum - top, 0.0, 0.0)).xy;
-    let total = sum * shrink + weights(vec4(drains, 0.0, 0.0), vec4(top, 0.0, 0.0)).xy;
-    let inverse = select(shrink / total, vec2<f32>(), total == vec2<f32>());
-    for (var d = 0u; d < VALUE_PARTS; d++) {
-        store(tile, row_0, 4u * d, o_0[d] * inverse.x);
-        store(tile, row_1, 4u * d, o_1[d] * inverse.y);
+    for (var r = 0u; r < ROWS; r++) {
+        let row = row_of(lane, r);
+        // A sink is one more score, without a value. A total of zero means that the row looks at nothing; a NaN is kept.
+        let drain = sink(head_of(tile, row));
+        let top = max(maximum[r], drain);
+        let shrink = power(vec4(maximum[r] - top)).x;
+        let total = sum[r] * shrink + weights(vec4(drain), vec4(top)).x;
+        let inverse = select(shrink / total, 0.0, total == 0.0);
+        for (var d = 0u; d < VALUE_PARTS; d++) {
+            store(tile, row, 4u * d, o[r * VALUE_PARTS + d] * inverse);
+        }
+        store_sum(tile, row, natural(top), total);
     }
-    store_sum(tile, row_0, natural(top.x), total.x);
-    store_sum(tile, row_1, natural(top.y), total.y);
 }

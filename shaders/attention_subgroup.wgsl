@@ -73,10 +73,6 @@ fn weighed(scores: mat4x4<f32>, maximum: vec4<f32>) -> mat4x4<f32> {
     );
 }
 
-fn scaled(rows: mat4x4<f32>, factors: vec4<f32>) -> mat4x4<f32> {
-    return mat4x4<f32>(rows[0] * factors.x, rows[1] * factors.y, rows[2] * factors.z, rows[3] * factors.w);
-}
-
 // Another lane's matrix.
 fn shuffled(rows: mat4x4<f32>, lane: u32) -> mat4x4<f32> {
     return mat4x4<f32>(

@@ -46,18 +46,11 @@ struct Params {
 var<workgroup> wg_a: array<vec4<f32>, DEPTH * STRIDE>; // [k][row / 4]
 var<workgroup> wg_b: array<vec4<f32>, DEPTH * STRIDE>; // [k][column / 4]
 
-// A column of the result is a row of the block.
-fn outer(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
+fn products(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
     if ANNIHILATE {
-        let none = vec4<f32>();
-        return mat4x4<f32>(
-            select(rows.x * columns, none, rows.x == 0.0),
-            select(rows.y * columns, none, rows.y == 0.0),
-            select(rows.z * columns, none, rows.z == 0.0),
-            select(rows.w * columns, none, rows.w == 0.0),
-        );
+        return outer_where(rows, columns);
     }
-    return mat4x4<f32>(rows.x * columns, rows.y * columns, rows.z * columns, rows.w * columns);
+    return outer(rows, columns);
 }
 
 @compute @workgroup_size(256)
@@ -116,13 +109,13 @@ fn main(
         for (var d = 0u; d < DEPTH; d++) {
             let rows_0 = wg_a[d * STRIDE + slow];
             let columns_0 = wg_b[d * STRIDE + fast];
-            sums_00 += outer(rows_0, columns_0);
+            sums_00 += products(rows_0, columns_0);
             if FOURS == 2u {
                 let rows_1 = wg_a[d * STRIDE + EDGE + slow];
                 let columns_1 = wg_b[d * STRIDE + EDGE + fast];
-                sums_01 += outer(rows_0, columns_1);
-                sums_10 += outer(rows_1, columns_0);
-                sums_11 += outer(rows_1, columns_1);
+                sums_01 += products(rows_0, columns_1);
+                sums_10 += products(rows_1, columns_0);
+                sums_11 += products(rows_1, columns_1);
             }
         }
         workgroupBarrier();

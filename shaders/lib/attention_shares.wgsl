@@ -60,25 +60,6 @@ fn masked_rows(tile: Tile, row: u32, key: u32, products: vec4<f32>) -> vec4<f32>
     );
 }
 
-// Products of four rows' weights with four dimensions of a value. A column is a row.
-fn outer(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
-    return mat4x4<f32>(rows.x * columns, rows.y * columns, rows.z * columns, rows.w * columns);
-}
-
-// The same, where a weight of zero takes no part.
-fn outer_where(rows: vec4<f32>, columns: vec4<f32>) -> mat4x4<f32> {
-    return mat4x4<f32>(
-        select(rows.x * columns, vec4<f32>(), rows.x == 0.0),
-        select(rows.y * columns, vec4<f32>(), rows.y == 0.0),
-        select(rows.z * columns, vec4<f32>(), rows.z == 0.0),
-        select(rows.w * columns, vec4<f32>(), rows.w == 0.0),
-    );
-}
-
-fn scaled(matrix: mat4x4<f32>, factors: vec4<f32>) -> mat4x4<f32> {
-    return mat4x4<f32>(matrix[0] * factors.x, matrix[1] * factors.y, matrix[2] * factors.z, matrix[3] * factors.w);
-}
-
 fn all_finite(matrix: mat4x4<f32>) -> bool {
     return all(finite(matrix[0])) && all(finite(matrix[1])) && all(finite(matrix[2])) && all(finite(matrix[3]));
 }

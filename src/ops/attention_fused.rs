@@ -4,7 +4,7 @@
 //! - `attention_fused`, tiles in workgroup memory with blocks of 8 × 8 in registers: on every device, first on a GPU.
 //! - `attention_subgroup`, teams of four lanes that exchange maxima, sums and weights by subgroup operations: where there are
 //!   subgroups of at least four.
-//! - `attention_lanes`, two whole rows to a lane, for head dimensions up to 128: first on drivers that run shaders on the host.
+//! - `attention_lanes`, whole rows to a lane, for head dimensions up to 128: first on drivers that run shaders on the host.
 //! - `attention_coop`, both products on cooperative matrices, see `coop`: where the device has them and operands are f16 or may be
 //!   rounded to it; first where query rows fill them.
 //! - `attention_native`, query rows in vector lanes, see `src/cpu/kernels/attention.rs`.
@@ -16,18 +16,18 @@
 //!
 //! | | `attention_fused` | | | `attention_subgroup` | `attention_lanes` |
 //! |---|---|---|---|---|---|
-//! | rows × keys of a tile | 32 × 64 | 64 × 64 | 128 × 64 | 64 × 32 | 64 × 16 |
-//! | chosen where | 16 KiB | 32 KiB, 64 rows | 48 KiB, 128 rows | more than 32 rows | more than 32 rows |
+//! | rows × keys of a tile | 32 × 64 | 64 × 64 | 128 × 64 | 64 × 32 | 128 × 4 |
+//! | chosen where | 16 KiB | 32 KiB, 64 rows | 48 KiB, 128 rows | more than 32 rows | more than 64 rows |
 //! | lanes | 32 | 64 | 128 | 64 | 32 |
-//! | operations per byte that a tile loads | 13 | 21 | 32 | 16 | 32 |
-//! | workgroup memory, bytes | 13,312 | 25,600 | 41,984 | 13,824 | 8,192 |
-//! | registers of a lane | 175 | 175 | 175 | 160 | 275, so it spills |
+//! | operations per byte that a tile loads | 13 | 21 | 32 | 16 | 64 |
+//! | workgroup memory, bytes | 13,312 | 25,600 | 41,984 | 13,824 | 2,052 |
+//! | registers of a lane | 175 | 175 | 175 | 160 | 550, so it spills |
 //! | workgroups resident on a processor | 11 | 5 | 2 | 6 | 8 |
-//! | vector loads from workgroup memory per 64 multiply-adds | 4 | 4 | 4 | 6 in scores, 4 in values | 8 |
+//! | vector loads from workgroup memory per 64 multiply-adds | 4 | 4 | 4 | 6 in scores, 4 in values | 4 |
 //! | bound, if all tile loads went at copy speed | 57 TFLOP/s | 67 | 67 | 67 | spills |
 //!
 //! On Mesa 26's lavapipe, (1, 4, 1024, 64) f32, on two cores by the processor time of runs on a busy machine: `attention_lanes`
-//! 28.6 GFLOP/s (causal, by the halved count, 23.9), `attention_subgroup` 16.5 (14.8), `attention_fused` 14.6 (13.9).
+//! 54 GFLOP/s (causal, by the halved count, 48), `attention_subgroup` 16.5 (14.8), `attention_fused` 14.6 (13.9).
 //!
 //! Ideas that lost:
 //! - Scores and outputs of a lane as arrays indexed by a row loop, so that 1, 2 or 4 rows could be a constant: 185 ms against

@@ -39,6 +39,7 @@ pub(crate) use lowering::Split;
 use crate::capabilities::{Backend, Capabilities};
 use crate::error::{Error, Result};
 use crate::op::{Cost, Launch, Op, Rows, Technique, Update, index};
+use crate::ops::BLOCKS;
 use crate::ops::attention_fused::{AttentionFused, Kernel, shares};
 use crate::ops::masks::ScoreRule;
 use crate::ops::operands::{Operands, Sizes};
@@ -163,7 +164,7 @@ impl AttentionSplit {
             return None;
         }
         let queries = self.queries(&attention.sizes(inputs).ok()?);
-        let kernel = Kernel { main, libraries: vec![SHARES], queries, keys: KEYS, constants };
+        let kernel = Kernel { main, libraries: vec![SHARES, BLOCKS], queries, keys: KEYS, constants };
         let mut launch = attention.fused_into(Dtype::F32, inputs, capabilities, kernel)?;
         launch.workgroups[2] *= splits;
         Some(launch)

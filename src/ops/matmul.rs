@@ -32,6 +32,7 @@ pub use crate::cpu::kernels::matmul::Zeros;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
+use crate::ops::BLOCKS;
 use crate::precision::Precision;
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
@@ -281,6 +282,7 @@ impl MatMul {
         let libraries = vec![
             if in_fours(problem.k) { LEFT_FOURS } else { LEFT_EACH },
             if in_fours(b_width) { RIGHT_FOURS } else { RIGHT_EACH },
+            BLOCKS,
         ];
         let kernel = Kernel { main: TILED, libraries, constants: vec![("FOURS", Constant::U32(index(fours)))] };
         self.launch(kernel, tiles, problem, inputs, capabilities)

@@ -144,6 +144,7 @@ pub const REGISTRY: &[Entry] = &[
 
 // Library files that several ops call.
 const BF16: Source = wgsl!("lib/bf16");
+const BLOCKS: Source = wgsl!("lib/blocks");
 const EXCLUDED: Source = wgsl!("lib/excluded");
 const INT8: Source = wgsl!("lib/int8");
 const MATRICES_8: Source = wgsl!("lib/matrices_8");

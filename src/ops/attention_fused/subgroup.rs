@@ -4,6 +4,7 @@ use super::AttentionFused;
 use super::launch::Kernel;
 use crate::capabilities::Capabilities;
 use crate::op::Launch;
+use crate::ops::BLOCKS;
 use crate::shader::{Source, wgsl};
 use crate::tensor::TensorDesc;
 
@@ -21,7 +22,7 @@ impl AttentionFused {
         self.fused(
             inputs,
             capabilities,
-            Kernel { main: SUBGROUP, libraries: Vec::new(), queries, keys: 32, constants: Vec::new() },
+            Kernel { main: SUBGROUP, libraries: vec![BLOCKS], queries, keys: 32, constants: Vec::new() },
         )
     }
 }

@@ -4,6 +4,7 @@ use super::AttentionFused;
 use super::launch::Kernel;
 use crate::capabilities::Capabilities;
 use crate::op::{Launch, index};
+use crate::ops::BLOCKS;
 use crate::shader::{Constant, Source, wgsl};
 use crate::tensor::TensorDesc;
 
@@ -39,7 +40,7 @@ impl AttentionFused {
             capabilities,
             Kernel {
                 main: TILED,
-                libraries: vec![TILES],
+                libraries: vec![TILES, BLOCKS],
                 queries: tile.queries,
                 keys: 64,
                 constants: vec![("KEY_SLICE", Constant::U32(index(tile.slice)))],
