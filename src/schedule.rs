@@ -11,6 +11,7 @@ use crate::memory::{Lifetime, assign};
 use crate::op::{Cost, Op, Technique};
 use crate::precision::Precision;
 pub use crate::rewrite::Rewrites;
+use crate::shader::Shader;
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
 
 /// Choices that override the default ones.
@@ -351,6 +352,8 @@ pub struct StepDescription {
     pub outputs: Vec<TensorDesc>,
     /// The grid of a GPU step.
     pub workgroups: Option<[u32; 3]>,
+    /// The specialised kernel of a GPU step.
+    pub shader: Option<Shader>,
     /// Flops and bytes.
     pub cost: Cost,
 }
@@ -376,6 +379,10 @@ impl StepDescription {
             outputs: descs(&step.outputs),
             workgroups: match &step.technique {
                 Technique::Gpu(launch) => Some(launch.workgroups),
+                Technique::Cpu(_) => None,
+            },
+            shader: match &step.technique {
+                Technique::Gpu(launch) => Some(launch.shader.clone()),
                 Technique::Cpu(_) => None,
             },
             cost: step.cost,

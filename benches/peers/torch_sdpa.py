@@ -192,7 +192,7 @@ def main():
         tensors = load_file(os.path.join(arguments.inputs, problem["file"]))
         for backend in arguments.backend or OF_DEVICE[arguments.device.split(":")[0]]:
             line = {
-                "schema": "regard.bench/2",
+                "schema": "regard.bench/3",
                 "peer": f"torch {backend}",
                 "version": torch.__version__,
                 "suite": "problem",

@@ -2,15 +2,17 @@
 
 use std::time::{Duration, Instant};
 
-use super::report::{Check, Line, Timing, Work};
+use super::report::{Check, Line, StepTime, Timing};
+use super::statistics::Statistics;
 use super::task::{Refusal, Task};
+use super::work::Work;
 use crate::capabilities::Backend;
 use crate::compare::{Comparison, NanMeans, Tolerance, compare};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::gpu::{Kind, adapters};
+use crate::gpu::adapters;
 use crate::op::Rows;
-use crate::plan::{Clock, Plan, PlanDescription};
+use crate::plan::{Clock, Plan, PlanDescription, StepDescription};
 use crate::tensor::HostTensor;
 
 /// How long to measure.
@@ -50,8 +52,12 @@ const WIDE_SPREAD: f64 = 0.1;
 /// Measures problems on one device, one after the other.
 #[derive(Debug)]
 pub struct Bench {
+    /// Git commit of the program that measures, if it knows: every line has it.
+    pub commit: Option<String>,
     device: Device,
     settings: Settings,
+    driver: String,
+    cpu: String,
     software: bool,
     started: Instant,
     /// Exact flops a second of the fastest line so far.
@@ -63,9 +69,11 @@ impl Bench {
     pub fn new(device: Device, settings: Settings) -> Self {
         let name = device.name();
         let on_gpu = device.capabilities().backend == Backend::Gpu;
-        let software =
-            on_gpu && adapters().iter().any(|adapter| adapter.kind == Kind::Software && adapter.describe() == name);
-        Self { device, settings, software, started: Instant::now(), rate: None }
+        let listed = if on_gpu { adapters() } else { Vec::new() };
+        let driver = listed.into_iter().find(|adapter| adapter.describe() == name).map(|adapter| adapter.driver);
+        let software = device.capabilities().software;
+        let (driver, started) = (driver.unwrap_or_default(), Instant::now());
+        Self { commit: None, device, settings, driver, cpu: processor(), software, started, rate: None }
     }
 
     /// Checks a problem, then times it.
@@ -73,7 +81,7 @@ impl Bench {
     /// # Errors
     /// A problem that the user asked for and the device cannot run; a lost device.
     pub fn run(&mut self, task: &Task) -> Result<Line> {
-        let line = Line::new(&self.device, task);
+        let line = self.line(task);
         if let Some(reason) = self.too_late(task) {
             return Ok(line.skip(reason));
         }
@@ -89,6 +97,21 @@ impl Bench {
         match Plan::with_options(&self.device, &task.graph, &task.options) {
             Ok(plan) => self.run_plan(plan, task, line, &work),
             Err(error) => refuse(line, task, error),
+        }
+    }
+
+    fn line(&self, task: &Task) -> Line {
+        let capabilities = self.device.capabilities();
+        Line {
+            commit: self.commit.clone(),
+            driver: self.driver.clone(),
+            cpu: self.cpu.clone(),
+            threads: match capabilities.backend {
+                Backend::Cpu => rayon::current_num_threads(),
+                Backend::Gpu if capabilities.software => capabilities.processors as usize,
+                Backend::Gpu => 0,
+            },
+            ..Line::new(&self.device, task)
         }
     }
 
@@ -110,11 +133,12 @@ impl Bench {
             return Ok(Line { failed: Some(comparison.to_string()), ..line });
         }
         let (seconds, clock) = self.time(&mut plan)?;
-        let timing = Timing::new(&seconds, clock, work);
+        let timing = Timing::new(&seconds, [clock.describe(), "warm"], work);
+        let steps = steps(&mut plan, &timing)?;
         let rate = timing.tflops_exact * 1e12;
         self.rate = Some(self.rate.map_or(rate, |fastest| fastest.max(rate)));
         let warnings = self.warnings(&timing);
-        Ok(Line { timing: Some(timing), warnings, ..line })
+        Ok(Line { timing: Some(timing), steps, warnings, ..line })
     }
 
     fn time(&self, plan: &mut Plan) -> Result<(Vec<f64>, Clock)> {
@@ -176,6 +200,35 @@ impl Bench {
         }
         warnings
     }
+}
+
+/// Runs that time each step.
+const PROFILED: usize = 5;
+
+/// What each step of a plan takes.
+fn steps(plan: &mut Plan, timing: &Timing) -> Result<Vec<StepTime>> {
+    let steps = plan.describe().steps;
+    let time = |step: &StepDescription, ms: f64| {
+        let (step, flops, bytes) = (step.technique_and_reason(), step.cost.flops, step.cost.bytes());
+        StepTime { step, ms, flops, bytes }
+    };
+    if let [step] = &steps[..] {
+        return Ok(vec![time(step, timing.median_ms)]);
+    }
+    let profiles = (0..PROFILED).map(|_| plan.profile()).collect::<Result<Vec<_>>>()?;
+    let median = |at: usize| {
+        let seconds: Vec<_> = profiles.iter().map(|profile| profile.steps[at].1).collect();
+        Statistics::new(&seconds).map_or(0.0, |seconds| seconds.median)
+    };
+    Ok(steps.iter().enumerate().map(|(at, step)| time(step, median(at) * 1e3)).collect())
+}
+
+/// The host's processor; empty where the system does not say so in `/proc`.
+fn processor() -> String {
+    // No figure depends on it.
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
+    name.map_or_else(String::new, |(_, name)| name.trim().to_owned())
 }
 
 /// A device that lacks what a task needs: a skip, or an error where the user asked for this very task.

@@ -10,13 +10,15 @@ mod report;
 mod statistics;
 mod suite;
 mod task;
+mod work;
 
 pub use measure::{Bench, Settings};
 pub use problem::Problem;
-pub use report::{Check, Line, SCHEMA, Timing, Work};
-pub use statistics::Statistics;
+pub use report::{Bound, Check, Line, SCHEMA, StepTime, Timing};
+pub use statistics::{Interval, Statistics, ratio_interval};
 pub use suite::Suite;
 pub use task::{Definition, Refusal, Task};
+pub use work::Work;
 
 /// Relative rounding of f32, for tolerances.
 const EPSILON_F32: f64 = 1.0 / (1 << 24) as f64;

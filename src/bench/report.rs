@@ -6,15 +6,14 @@ use serde::{Deserialize, Serialize};
 
 use super::statistics::Statistics;
 use super::task::Task;
+use super::work::Work;
 use crate::device::Device;
-use crate::op::Cost;
-use crate::plan::{Clock, PlanDescription, StepDescription};
 
 /// Name and version of the lines' keys.
-pub const SCHEMA: &str = "regard.bench/2";
+pub const SCHEMA: &str = "regard.bench/3";
 
 /// One problem on one device. Keys that hold a quantity end in its unit. Exactly one of `timing`'s keys, `skipped` and
-/// `failed` is there. Lines of version 1 have neither `date` nor `samples_ms`.
+/// `failed` is there. Lines before version 3 were measured with warm caches and lack the keys that have a default here.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Line {
     /// [`SCHEMA`].
@@ -24,6 +23,9 @@ pub struct Line {
     /// When it was measured, RFC 3339 in UTC.
     #[serde(default)]
     pub date: String,
+    /// Git commit of the program that measured, where it was built from a repository; `-modified` follows where files differed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub commit: Option<String>,
     /// Suite, or `problem` for one of the user's own.
     pub suite: String,
     /// The problem in canonical text.
@@ -33,6 +35,15 @@ pub struct Line {
     /// Why it was that device.
     #[serde(default)]
     pub device_reason: String,
+    /// Name and version of the driver; empty for the CPU backend.
+    #[serde(default)]
+    pub driver: String,
+    /// The host's processor, where the system says so in `/proc`.
+    #[serde(default)]
+    pub cpu: String,
+    /// Threads of the host that compute; 0 on a GPU.
+    #[serde(default)]
+    pub threads: usize,
     /// Whose code it was, where it was not this crate's (`benches/peers`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<String>,
@@ -45,6 +56,9 @@ pub struct Line {
     /// How fast it was; missing where it did not run or was wrong.
     #[serde(flatten)]
     pub timing: Option<Timing>,
+    /// Each step of a run, in order; empty where it did not run or was wrong.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub steps: Vec<StepTime>,
     /// What to know before believing the numbers.
     #[serde(default)]
     pub warnings: Vec<String>,
@@ -54,23 +68,6 @@ pub struct Line {
     /// The element that was most wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub failed: Option<String>,
-}
-
-/// What a plan does.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Work {
-    /// Techniques of the plan's steps in order, joined by ` + `.
-    pub path: String,
-    /// Steps.
-    pub dispatches: usize,
-    /// Operations by FlashAttention's formula for attention, else the exact count.
-    pub flops: u64,
-    /// Operations of the plan's steps; scores that are skipped count nothing.
-    pub flops_exact: u64,
-    /// Bytes that the plan's steps read and write at least.
-    pub bytes: u64,
-    /// Bytes that are allocated while the plan lives.
-    pub peak_bytes: u64,
 }
 
 /// How a result compares with its definition.
@@ -91,6 +88,9 @@ pub struct Check {
 pub struct Timing {
     /// What measured it.
     pub clock: String,
+    /// `cold`: the caches held none of a run's data when it began; `warm`: what the run before it had left there.
+    #[serde(default = "warm")]
+    pub cache: String,
     /// Runs that were measured.
     pub runs: usize,
     /// Half of the runs were shorter.
@@ -103,17 +103,54 @@ pub struct Timing {
     pub iqr_ms: f64,
     /// The shortest run.
     pub min_ms: f64,
+    /// The longest run.
+    #[serde(default)]
+    pub max_ms: f64,
     /// Runs more than 1.5 interquartile ranges outside the quartiles.
     pub outliers: usize,
     /// 10¹² `flops` a second, at the median.
     pub tflops: f64,
     /// 10¹² `flops_exact` a second, at the median.
+    #[serde(default)]
     pub tflops_exact: f64,
     /// 10⁹ `bytes` a second, at the median.
+    #[serde(default)]
     pub gbps: f64,
     /// Each run, in the order in which they ran.
     #[serde(default)]
     pub samples_ms: Vec<f64>,
+    /// What bounds it on this device, where that was measured.
+    #[serde(flatten)]
+    pub bound: Option<Bound>,
+}
+
+/// Which of the device's measured peaks a problem meets first, and how near it comes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Bound {
+    /// `arithmetic` or `bandwidth`.
+    pub bound: String,
+    /// `flops_exact` or `bytes` a second at the median, as a share of the peak.
+    pub bound_share: f64,
+    /// The peak: operations or bytes a second.
+    pub bound_per_second: f64,
+}
+
+/// One step of a run on its own.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepTime {
+    /// Technique, and what it stands for, as in `path`.
+    pub step: String,
+    /// Median of some runs that time each step, which makes it a little longer.
+    pub ms: f64,
+    /// Exact operations.
+    pub flops: u64,
+    /// Bytes that it reads and writes at least.
+    pub bytes: u64,
+}
+
+/// What lines say that were written before caches were emptied.
+fn warm() -> String {
+    "warm".into()
 }
 
 impl Line {
@@ -122,14 +159,19 @@ impl Line {
             schema: SCHEMA.into(),
             version: env!("CARGO_PKG_VERSION").into(),
             date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
+            commit: None,
             suite: task.suite.into(),
             problem: task.problem.clone(),
             device: device.name(),
             device_reason: device.reason().to_owned(),
+            driver: String::new(),
+            cpu: String::new(),
+            threads: 0,
             peer: None,
             work: None,
             check: None,
             timing: None,
+            steps: Vec::new(),
             warnings: Vec::new(),
             skipped: None,
             failed: None,
@@ -141,40 +183,28 @@ impl Line {
     }
 }
 
-impl Work {
-    pub(super) fn new(plan: &PlanDescription, task: &Task) -> Self {
-        let techniques: Vec<_> = plan.steps.iter().map(StepDescription::technique_and_reason).collect();
-        let cost: Cost = plan.cost();
-        Self {
-            path: techniques.join(" + "),
-            dispatches: plan.steps.len(),
-            flops: task.flops.unwrap_or(cost.flops),
-            flops_exact: cost.flops,
-            bytes: cost.bytes(),
-            peak_bytes: plan.peak_bytes(),
-        }
-    }
-}
-
 impl Timing {
     /// From durations in seconds, of which there is one at least.
-    pub(super) fn new(samples: &[f64], clock: Clock, work: &Work) -> Self {
+    pub(super) fn new(samples: &[f64], [clock, cache]: [&str; 2], work: &Work) -> Self {
         let seconds = Statistics::new(samples).expect("there was a run");
         let per_second =
             |count: u64, unit: f64| if seconds.median > 0.0 { count as f64 / seconds.median / unit } else { 0.0 };
         Self {
-            clock: clock.describe().into(),
+            clock: clock.into(),
+            cache: cache.into(),
             runs: seconds.runs,
             median_ms: seconds.median * 1e3,
             p05_ms: seconds.p05 * 1e3,
             p95_ms: seconds.p95 * 1e3,
             iqr_ms: seconds.iqr * 1e3,
             min_ms: seconds.min * 1e3,
+            max_ms: seconds.max * 1e3,
             outliers: seconds.outliers,
             tflops: per_second(work.flops, 1e12),
             tflops_exact: per_second(work.flops_exact, 1e12),
             gbps: per_second(work.bytes, 1e9),
             samples_ms: samples.iter().map(|seconds| seconds * 1e3).collect(),
+            bound: None,
         }
     }
 }
@@ -192,9 +222,9 @@ mod tests {
             flops: 4_000_000_000,
             flops_exact: 2_000_000_000,
             bytes: 6_000_000,
-            peak_bytes: 0,
+            ..Work::default()
         };
-        let timing = Timing::new(&seconds, Clock::Host, &work);
+        let timing = Timing::new(&seconds, ["host clock", "cold"], &work);
         assert_eq!((timing.median_ms, timing.tflops, timing.tflops_exact, timing.gbps), (2.0, 2.0, 1.0, 3.0));
         assert_eq!(timing.samples_ms, [3.0, 2.0, 1.0]);
     }
@@ -207,7 +237,7 @@ mod tests {
         assert_eq!(json["schema"], SCHEMA);
         assert_eq!(json["skipped"], "for a test");
         assert!(json.get("median_ms").is_none() && json.get("failed").is_none());
-        let work = Work { path: "x".into(), dispatches: 1, flops: 2, flops_exact: 2, bytes: 3, peak_bytes: 4 };
+        let work = Work { path: "x".into(), flops: 2, peak_bytes: 4, ..Work::default() };
         let json = serde_json::to_value(Line { work: Some(work), ..line }).unwrap();
         assert_eq!((&json["path"], &json["peak_bytes"]), (&"x".into(), &4.into()));
     }
@@ -215,12 +245,26 @@ mod tests {
     #[test]
     fn a_line_is_read_as_it_was_written() {
         let task = Task::attention("problem", &"b=1,h=1,s=4,d=4".parse().unwrap()).unwrap();
-        let work = Work { path: "x".into(), dispatches: 1, flops: 2, flops_exact: 2, bytes: 3, peak_bytes: 4 };
-        let timing = Some(Timing::new(&[0.1, 0.3], Clock::Host, &work));
+        let work = Work { path: "x".into(), flops: 2, peak_bytes: 4, ..Work::default() };
+        let bound = Some(Bound { bound: "bandwidth".into(), bound_share: 0.5, bound_per_second: 1e10 });
+        let timing = Some(Timing { bound, ..Timing::new(&[0.1, 0.3], ["host clock", "cold"], &work) });
+        let steps = vec![StepTime { step: "x".into(), ms: 0.5, flops: 2, bytes: 3 }];
         let skipped = Line::new(&Device::cpu(), &task).skip("for a test");
-        for line in [Line { work: Some(work), timing, skipped: None, ..skipped.clone() }, skipped] {
+        for line in [Line { work: Some(work), timing, steps, skipped: None, ..skipped.clone() }, skipped] {
             let text = serde_json::to_string(&line).unwrap();
             assert_eq!(serde_json::from_str::<Line>(&text).unwrap(), line);
         }
+    }
+
+    #[test]
+    fn lines_of_other_versions_and_peers_are_read() {
+        let text = r#"{"schema": "regard.bench/1", "version": "1", "suite": "problem", "problem": "b=1,h=1,s=4,d=4",
+            "device": "a GPU", "peer": "burn", "path": "attention", "flops": 8, "clock": "host clock", "runs": 1,
+            "median_ms": 2.0, "p05_ms": 2.0, "p95_ms": 2.0, "iqr_ms": 0.0, "min_ms": 2.0, "outliers": 0, "tflops": 1.0,
+            "later": "a key that nobody knows"}"#;
+        let line: Line = serde_json::from_str(text).unwrap();
+        let timing = line.timing.unwrap();
+        assert_eq!((timing.median_ms, timing.cache.as_str(), timing.bound), (2.0, "warm", None));
+        assert_eq!((line.work.unwrap().flops, line.check, line.commit), (8, None, None));
     }
 }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::PathBuf;
 
+use git_version::git_version;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use regard::bench::{Bench, Line, Problem, Refusal, Settings, Suite, Task};
 use regard::capabilities::Capabilities;
@@ -42,6 +43,9 @@ pub(crate) struct Args {
     out: Option<PathBuf>,
 }
 
+/// Where this program was built from; empty outside of a repository, as from a package.
+const COMMIT: &str = git_version!(args = ["--always", "--dirty=-modified", "--abbrev=12"], fallback = "");
+
 pub(crate) fn parse_strategy(text: &str) -> std::result::Result<Strategy, String> {
     match text {
         "auto" => Ok(Strategy::Auto),
@@ -72,6 +76,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
     }
     let total = suite(args).and_then(Suite::total);
     let mut bench = Bench::new(device, Settings { total, ..Settings::default() });
+    bench.commit = Some(COMMIT.to_owned()).filter(|commit| !commit.is_empty());
     let progress = progress(tasks.len() as u64);
     let mut lines = Vec::new();
     for task in &tasks {

@@ -159,7 +159,7 @@ fn measured(way: &mut dyn Attention, problem: &Problem, tensors: &Tensors, budge
 
 fn line(peer: &Peer, problem: &Problem, keys: Value) -> Value {
     let mut line = json!({
-        "schema": "regard.bench/2",
+        "schema": "regard.bench/3",
         "peer": peer.name,
         "version": peer.version,
         "suite": "problem",
