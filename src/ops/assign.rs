@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use rayon::prelude::*;
+
 use crate::capabilities::{Backend, Capabilities};
 use crate::case::{Case, CaseInput, Values};
 use crate::compare::Tolerance;
@@ -71,14 +73,21 @@ impl Op for Assign {
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {
         match capabilities.backend {
             Backend::Cpu => {
-                let run = |inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]| {
-                    outputs[0].bytes.copy_from_slice(inputs[1].bytes)
-                };
+                let run = |inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]| copy(inputs[1].bytes, outputs[0].bytes);
                 vec![Technique::Cpu(CpuKernel { name: "assign_native", run: Arc::new(run) })]
             }
             Backend::Gpu => vec![Technique::Gpu(words(&inputs[0], capabilities))],
         }
     }
+}
+
+/// Fewest bytes worth a thread of their own.
+const PIECE: usize = 1 << 20;
+
+/// In one piece for each thread, so that those of large tensors are long enough for stores that go past the caches.
+fn copy(from: &[u8], to: &mut [u8]) {
+    let piece = from.len().div_ceil(rayon::current_num_threads()).max(PIECE);
+    to.par_chunks_mut(piece).zip(from.par_chunks(piece)).for_each(|(to, from)| to.copy_from_slice(from));
 }
 
 fn words(target: &TensorDesc, capabilities: &Capabilities) -> Launch {

@@ -15,6 +15,7 @@ mod definition;
 mod dequantize;
 mod elementwise;
 mod embedding;
+mod fma_chain;
 mod gather_pages;
 mod gru;
 mod gru_cases;
@@ -64,6 +65,7 @@ pub use conv2d::Conv2d;
 pub use dequantize::Dequantize;
 pub use elementwise::{Binary, Elementwise, Operand, Step, Unary};
 pub use embedding::Embedding;
+pub use fma_chain::FmaChain;
 pub use gather_pages::GatherPages;
 pub use gru::{Gru, GruOptions, GruOutputs, GruTensors, Reset};
 pub use layer_norm::{LayerNorm, Statistics};
@@ -140,6 +142,7 @@ pub const REGISTRY: &[Entry] = &[
     Entry { name: "locally_connected", cases: locally_connected::cases },
     Entry { name: "lstm", cases: lstm::cases },
     Entry { name: "gru", cases: gru::cases },
+    Entry { name: "fma_chain", cases: fma_chain::cases },
 ];
 
 // Library files that several ops call.

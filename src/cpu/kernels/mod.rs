@@ -9,6 +9,7 @@ pub mod conv;
 pub mod convert;
 pub(crate) mod elementwise;
 pub(crate) mod exp;
+pub(crate) mod fma_chain;
 pub(crate) mod gather;
 pub mod gru;
 pub mod heads;
