@@ -86,7 +86,7 @@ def time_torch(run, device, seconds):
 def time_regard(command, problem, device):
     """The JSON line that `regard bench` prints for this problem."""
     what = ["--suite", LAYER] if problem == LAYER else ["--problem", problem]
-    result = subprocess.run([command, "bench", "--json", "--device", device, *what], capture_output=True, text=True)
+    result = subprocess.run([command, "bench", "--warm", "--json", "--device", device, *what], capture_output=True, text=True)
     lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
     lines = [line for line in lines if line.get("median_ms") is not None]
     if not lines:

@@ -4,6 +4,7 @@ Every backend is asked for by name, and none may be replaced by another. The key
 """
 
 import argparse
+import datetime
 import json
 import math
 import os
@@ -123,8 +124,11 @@ def timing(samples, flops, clock):
         "p95_ms": quantile(0.95) * 1e3,
         "iqr_ms": iqr * 1e3,
         "min_ms": ordered[0] * 1e3,
+        "max_ms": ordered[-1] * 1e3,
         "outliers": len(outside),
         "tflops": flops / median / 1e12,
+        "cache": "warm",
+        "samples_ms": [sample * 1e3 for sample in samples],
     }
 
 
@@ -195,6 +199,7 @@ def main():
                 "schema": "regard.bench/3",
                 "peer": f"torch {backend}",
                 "version": torch.__version__,
+                "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
                 "suite": "problem",
                 "problem": problem["problem"],
                 "device": device_name(arguments),

@@ -7,7 +7,7 @@ mod problem;
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use measure::{check, time};
 pub use problem::{Problem, Tensors};
@@ -162,6 +162,7 @@ fn line(peer: &Peer, problem: &Problem, keys: Value) -> Value {
         "schema": "regard.bench/3",
         "peer": peer.name,
         "version": peer.version,
+        "date": humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
         "suite": "problem",
         "problem": problem.problem,
         "device": peer.device,

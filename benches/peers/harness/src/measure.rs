@@ -62,45 +62,52 @@ pub(crate) fn time(way: &mut dyn Attention, budget: Duration) -> Statistics {
 }
 
 /// Order statistics of durations in seconds.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Statistics {
-    runs: usize,
+    /// In the order of the runs.
+    samples: Vec<f64>,
     median: f64,
     p05: f64,
     p95: f64,
     iqr: f64,
     min: f64,
+    max: f64,
     outliers: usize,
 }
 
 impl Statistics {
-    fn new(mut seconds: Vec<f64>) -> Self {
+    fn new(samples: Vec<f64>) -> Self {
+        let mut seconds = samples.clone();
         seconds.sort_by(f64::total_cmp);
         let (first, third) = (quantile(&seconds, 0.25), quantile(&seconds, 0.75));
         let iqr = third - first;
         let inside = first - 1.5 * iqr..=third + 1.5 * iqr;
         Self {
-            runs: seconds.len(),
             median: quantile(&seconds, 0.5),
             p05: quantile(&seconds, 0.05),
             p95: quantile(&seconds, 0.95),
             iqr,
             min: seconds[0],
+            max: seconds[seconds.len() - 1],
             outliers: seconds.iter().filter(|sample| !inside.contains(sample)).count(),
+            samples,
         }
     }
 
     pub(crate) fn keys(&self, flops: u64) -> Value {
         json!({
             "clock": "host clock",
-            "runs": self.runs,
+            "cache": "warm",
+            "runs": self.samples.len(),
             "median_ms": self.median * 1e3,
             "p05_ms": self.p05 * 1e3,
             "p95_ms": self.p95 * 1e3,
             "iqr_ms": self.iqr * 1e3,
             "min_ms": self.min * 1e3,
+            "max_ms": self.max * 1e3,
             "outliers": self.outliers,
             "tflops": flops as f64 / self.median / 1e12,
+            "samples_ms": self.samples.iter().map(|seconds| seconds * 1e3).collect::<Vec<_>>(),
         })
     }
 }
@@ -129,6 +136,7 @@ mod tests {
     fn statistics_by_hand() {
         let statistics = Statistics::new(vec![5.0, 1.0, 3.0, 2.0, 100.0]);
         assert_eq!((statistics.median, statistics.iqr, statistics.outliers), (3.0, 3.0, 1));
-        assert_eq!(statistics.keys(6_000_000_000_000)["tflops"], 2.0);
+        let keys = statistics.keys(6_000_000_000_000);
+        assert_eq!((&keys["tflops"], &keys["runs"], &keys["samples_ms"][1]), (&2.0.into(), &5.into(), &1000.0.into()));
     }
 }
