@@ -15,7 +15,7 @@ use crate::mask::{Causal, Masking};
 use crate::op::Technique;
 use crate::ops::{
     AppendKv, Assign, AttentionCombine, AttentionSplit, AxisPadding, AxisSlice, Binary, Cast, Concat, Conv2d, Counted,
-    Dequantize, Elementwise, Embedding, GatherPages, Gru, ImageLayout, LayerNorm, Layout, LinearAttention,
+    Dequantize, Elementwise, Embedding, FmaChain, GatherPages, Gru, ImageLayout, LayerNorm, Layout, LinearAttention,
     LocallyConnected, LogSumExp, Lstm, MaskScores, MatMul, MaxPoolIndices, MergeHeads, NormRule, Operand, Operands,
     Pad, Padding, Pairs, Pool2d, PoolKind, PositionRule, Quantize, Reduce, ReducedAxes, Reduction, RmsNorm, Rotary,
     Rounding, ScoreRule, Slice, Softmax, SplitHeads, Statistics, Step, TensorScatter, Transpose, Unary, Window2d, Wrap,
@@ -59,7 +59,7 @@ fn op_task(case: Case) -> Result<Task> {
     let descs = case.descs();
     let work = case.op.cost(&descs).flops / 2;
     Ok(Task {
-        suite: Suite::Kernels.name(),
+        suite: Suite::Kernels.name().into(),
         problem: case.name,
         graph,
         inputs: named,
@@ -196,6 +196,13 @@ fn cases() -> Vec<Case> {
             LocallyConnected { kernel: [3, 3], stride: [1, 1] },
             vec![input(&[8, 34, 34, 16]), input(&[1024, 144, 16])],
             matmul_tolerance(144),
+        ),
+        Case::new(
+            "fma_chain n=1048576,steps=1024",
+            FmaChain { steps: 1024, factor: 0.75, addend: 0.25 },
+            vec![input(&[16_384, 64])],
+            // Each step rounds twice, and a factor of 3/4 leaves four times that.
+            Tolerance::of_scale(8.0 * EPSILON_F32),
         ),
         pool2d("global average", PoolKind::Average(Counted::Image), [56, 56]),
     ]

@@ -2,9 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use super::report::{Check, Line, StepTime, Timing};
+use super::cold::CacheState;
+use super::report::{Check, Line, StepTime, Timing, Versus};
+use super::roofline::{Roofline, threads};
 use super::statistics::Statistics;
+use super::stopwatch::Stopwatch;
 use super::task::{Refusal, Task};
+use super::warnings::{Circumstances, warnings};
 use super::work::Work;
 use crate::capabilities::Backend;
 use crate::compare::{Comparison, NanMeans, Tolerance, compare};
@@ -12,21 +16,25 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::gpu::adapters;
 use crate::op::Rows;
-use crate::plan::{Clock, Plan, PlanDescription, StepDescription};
+use crate::plan::{Plan, PlanDescription, StepDescription};
 use crate::tensor::HostTensor;
 
-/// How long to measure.
+/// How to measure.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Settings {
-    /// Before the clock counts: at least this long, and at least three runs.
+    /// Most time for runs before the clock counts; they end sooner when two batches of them take the same.
     pub warm_up: Duration,
     /// Time for measured runs; there are at least `least_runs` all the same.
     pub budget: Duration,
     /// Fewest measured runs.
     pub least_runs: usize,
+    /// So many measured runs, whatever time they take.
+    pub runs: Option<usize>,
+    /// What a run finds in the caches.
+    pub cache: CacheState,
     /// A problem of a suite whose one run takes longer is skipped: judging by the fastest line before it, then by the run
     /// that is checked.
-    pub longest_run: Duration,
+    pub longest_run: Option<Duration>,
     /// Once the bench is this old, the problems of a suite that are left are skipped.
     pub total: Option<Duration>,
 }
@@ -34,46 +42,74 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
-            warm_up: Duration::from_millis(200),
+            warm_up: Duration::from_secs(1),
             budget: Duration::from_millis(1500),
             least_runs: 5,
-            longest_run: Duration::from_millis(1500),
+            runs: None,
+            cache: CacheState::default(),
+            longest_run: Some(Duration::from_millis(1500)),
             total: None,
         }
     }
 }
-
-/// Most runs that are measured; more tell nothing.
-const MOST_RUNS: usize = 10_000;
-
-/// Interquartile range, as a share of the median, above which a line carries a warning.
-const WIDE_SPREAD: f64 = 0.1;
 
 /// Measures problems on one device, one after the other.
 #[derive(Debug)]
 pub struct Bench {
     /// Git commit of the program that measures, if it knows: every line has it.
     pub commit: Option<String>,
+    /// Peaks of the device, if they are known: lines say how near they come.
+    pub roofline: Option<Roofline>,
     device: Device,
     settings: Settings,
     driver: String,
     cpu: String,
-    software: bool,
+    stopwatch: Stopwatch,
     started: Instant,
     /// Exact flops a second of the fastest line so far.
     rate: Option<f64>,
 }
 
+/// A plan whose result was right.
+struct Candidate {
+    plan: Plan,
+    work: Work,
+    line: Line,
+}
+
+/// What comes of a task before it is timed.
+enum Prepared {
+    Right(Box<Candidate>),
+    /// Skipped or wrong.
+    Told(Box<Line>),
+}
+
 impl Bench {
     /// A bench for this device.
-    pub fn new(device: Device, settings: Settings) -> Self {
+    ///
+    /// # Errors
+    /// A device that is lost, or without memory for what empties its caches.
+    pub fn new(device: Device, settings: Settings) -> Result<Self> {
         let name = device.name();
         let on_gpu = device.capabilities().backend == Backend::Gpu;
         let listed = if on_gpu { adapters() } else { Vec::new() };
         let driver = listed.into_iter().find(|adapter| adapter.describe() == name).map(|adapter| adapter.driver);
-        let software = device.capabilities().software;
-        let (driver, started) = (driver.unwrap_or_default(), Instant::now());
-        Self { commit: None, device, settings, driver, cpu: processor(), software, started, rate: None }
+        Ok(Self {
+            commit: None,
+            roofline: None,
+            settings,
+            driver: driver.unwrap_or_default(),
+            cpu: processor(),
+            stopwatch: Stopwatch::new(&device, settings.cache)?,
+            started: Instant::now(),
+            rate: None,
+            device,
+        })
+    }
+
+    /// What measures runs, in words.
+    pub fn clock(&self) -> String {
+        self.stopwatch.describe()
     }
 
     /// Checks a problem, then times it.
@@ -81,41 +117,66 @@ impl Bench {
     /// # Errors
     /// A problem that the user asked for and the device cannot run; a lost device.
     pub fn run(&mut self, task: &Task) -> Result<Line> {
-        let line = self.line(task);
-        if let Some(reason) = self.too_late(task) {
-            return Ok(line.skip(reason));
+        match self.prepare(task)? {
+            Prepared::Told(line) => Ok(*line),
+            Prepared::Right(candidate) => Ok(self.time(vec![*candidate])?.remove(0)),
         }
+    }
+
+    /// Checks two ways to compute a problem, then times them in turns, so that what changes the machine's speed meanwhile
+    /// changes both. The second line says how it compares with the first.
+    ///
+    /// # Errors
+    /// As [`Bench::run`].
+    pub fn run_against(&mut self, [first, second]: &[Task; 2]) -> Result<[Line; 2]> {
+        let (first, second) = match (self.prepare(first)?, self.prepare(second)?) {
+            (Prepared::Right(first), Prepared::Right(second)) => {
+                let mut lines = self.time(vec![*first, *second])?.into_iter();
+                let mut next = || lines.next().expect("a line for each candidate");
+                let (first, second) = (next(), next());
+                let versus = Versus::new(&first, &second);
+                return Ok([first, Line { versus, ..second }]);
+            }
+            alone => alone,
+        };
+        let mut finish = |prepared| match prepared {
+            Prepared::Told(line) => Ok(*line),
+            Prepared::Right(candidate) => self.time(vec![*candidate]).map(|mut lines| lines.remove(0)),
+        };
+        Ok([finish(first)?, finish(second)?])
+    }
+
+    fn prepare(&mut self, task: &Task) -> Result<Prepared> {
+        let line = self.line(task);
         let preview = match Plan::preview(&self.device, &task.graph, &task.options) {
             Ok(preview) => preview,
             Err(error) => return refuse(line, task, error),
         };
         let work = Work::new(&preview, task);
         let line = Line { work: Some(work.clone()), ..line };
-        if let Some(reason) = too_large(&preview, task).or_else(|| self.too_slow(&work, task)) {
-            return Ok(line.skip(reason));
+        let skipped = too_large(&preview, task).or_else(|| self.too_slow(&work, task));
+        if let Some(reason) = skipped.or_else(|| self.too_late(&work, task)) {
+            return Ok(Prepared::skip(line, reason));
         }
         match Plan::with_options(&self.device, &task.graph, &task.options) {
-            Ok(plan) => self.run_plan(plan, task, line, &work),
+            Ok(plan) => self.check(Candidate { plan, work, line }, task),
             Err(error) => refuse(line, task, error),
         }
     }
 
     fn line(&self, task: &Task) -> Line {
-        let capabilities = self.device.capabilities();
         Line {
             commit: self.commit.clone(),
             driver: self.driver.clone(),
             cpu: self.cpu.clone(),
-            threads: match capabilities.backend {
-                Backend::Cpu => rayon::current_num_threads(),
-                Backend::Gpu if capabilities.software => capabilities.processors as usize,
-                Backend::Gpu => 0,
-            },
+            threads: threads(self.device.capabilities()),
             ..Line::new(&self.device, task)
         }
     }
 
-    fn run_plan(&mut self, mut plan: Plan, task: &Task, line: Line, work: &Work) -> Result<Line> {
+    /// Runs once and compares.
+    fn check(&self, mut candidate: Candidate, task: &Task) -> Result<Prepared> {
+        let Candidate { plan, line, .. } = &mut candidate;
         let inputs = task.draw();
         for ((name, _), value) in task.inputs.iter().zip(&inputs) {
             plan.write(name, value)?;
@@ -124,81 +185,72 @@ impl Bench {
         plan.submit()?;
         let got = plan.read("out")?;
         if let Some(reason) = self.skip_longer(start.elapsed().as_secs_f64(), "takes", task) {
-            return Ok(line.skip(reason));
+            return Ok(Prepared::skip(candidate.line, reason));
         }
         let (check, comparison) = check(task, &got, &task.expected(&inputs)?);
-        drop(inputs);
-        let line = Line { check: Some(check), ..line };
-        if !comparison.passed() {
-            return Ok(Line { failed: Some(comparison.to_string()), ..line });
+        line.check = Some(check);
+        if comparison.passed() {
+            return Ok(Prepared::Right(Box::new(candidate)));
         }
-        let (seconds, clock) = self.time(&mut plan)?;
-        let timing = Timing::new(&seconds, [clock.describe(), "warm"], work);
-        let steps = steps(&mut plan, &timing)?;
-        let rate = timing.tflops_exact * 1e12;
-        self.rate = Some(self.rate.map_or(rate, |fastest| fastest.max(rate)));
-        let warnings = self.warnings(&timing);
-        Ok(Line { timing: Some(timing), steps, warnings, ..line })
+        Ok(Prepared::Told(Box::new(Line { failed: Some(comparison.to_string()), ..candidate.line })))
     }
 
-    fn time(&self, plan: &mut Plan) -> Result<(Vec<f64>, Clock)> {
-        let Settings { warm_up, budget, least_runs, .. } = self.settings;
-        let start = Instant::now();
-        let mut sample = plan.measure()?;
-        for run in 2.. {
-            let elapsed = start.elapsed();
-            if (elapsed >= warm_up && run > 3) || elapsed >= budget {
-                break;
-            }
-            sample = plan.measure()?;
+    /// Times candidates in turns.
+    fn time(&mut self, mut candidates: Vec<Candidate>) -> Result<Vec<Line>> {
+        let (stopwatch, settings) = (&mut self.stopwatch, &self.settings);
+        for candidate in &mut candidates {
+            stopwatch.warm_up(&mut candidate.plan, settings)?;
         }
-        let mut seconds = Vec::new();
-        let start = Instant::now();
-        while seconds.len() < least_runs.max(1) || (start.elapsed() < budget && seconds.len() < MOST_RUNS) {
-            sample = plan.measure()?;
-            seconds.push(sample.seconds);
-        }
-        Ok((seconds, sample.clock))
+        let mut plans: Vec<_> = candidates.iter_mut().map(|candidate| &mut candidate.plan).collect();
+        let samples = stopwatch.sample(&mut plans, settings)?;
+        candidates.into_iter().zip(samples).map(|(candidate, samples)| self.finish(candidate, &samples)).collect()
+    }
+
+    fn finish(&mut self, mut candidate: Candidate, samples: &[f64]) -> Result<Line> {
+        let clock = self.stopwatch.describe();
+        let timing = Timing::new(samples, [&clock, self.stopwatch.cache().name()], &candidate.work);
+        let rate = timing.tflops_exact * 1e12;
+        self.rate = Some(self.rate.map_or(rate, |fastest| fastest.max(rate)));
+        let software = self.device.capabilities().software;
+        let bound = self.roofline.as_ref().and_then(|peaks| peaks.bound(&candidate.work, timing.median_ms * 1e-3));
+        let timing = Timing { bound, ..timing };
+        let warnings = warnings(&timing, Circumstances { software, subtracted: self.stopwatch.subtracted() });
+        let steps = steps(&mut candidate.plan, &timing, &mut self.stopwatch)?;
+        Ok(Line { timing: Some(timing), steps, warnings, ..candidate.line })
+    }
+
+    /// Seconds of one run at the rate of the fastest line so far.
+    fn estimate(&self, work: &Work) -> Option<f64> {
+        self.rate.filter(|&rate| rate > 0.0).map(|rate| work.flops_exact as f64 / rate)
     }
 
     fn too_slow(&self, work: &Work, task: &Task) -> Option<String> {
-        let rate = self.rate.filter(|&rate| rate > 0.0)?;
-        self.skip_longer(work.flops_exact as f64 / rate, "would take", task)
+        self.skip_longer(self.estimate(work)?, "would take", task)
     }
 
     fn skip_longer(&self, seconds: f64, takes: &str, task: &Task) -> Option<String> {
-        let longest = self.settings.longest_run.as_secs_f64();
+        let longest = self.settings.longest_run?.as_secs_f64();
         (task.refusal == Refusal::Skip && seconds > longest).then(|| {
             format!(
                 "one run {takes} about {seconds:.1} s here, more than the {longest} s that a suite allows; \
-                 problems given by --problem have no such limit"
+                 --all runs it, and problems given by --problem have no such limit"
             )
         })
     }
 
-    fn too_late(&self, task: &Task) -> Option<String> {
+    fn too_late(&self, work: &Work, task: &Task) -> Option<String> {
         let total = self.settings.total?;
-        (task.refusal == Refusal::Skip && self.started.elapsed() > total)
-            .then(|| format!("the lines before took the {} s that this suite has", total.as_secs()))
+        let estimate =
+            self.estimate(work).map_or_else(String::new, |seconds| format!(" (one run: about {seconds:.1} s)"));
+        (task.refusal == Refusal::Skip && self.started.elapsed() > total).then(|| {
+            format!("the lines before took the {} s that this suite has; --all runs it{estimate}", total.as_secs())
+        })
     }
+}
 
-    fn warnings(&self, timing: &Timing) -> Vec<String> {
-        let mut warnings = Vec::new();
-        if timing.iqr_ms > WIDE_SPREAD * timing.median_ms {
-            warnings.push(
-                "the middle half of the runs spreads over more than 10 % of the median, so small differences mean \
-                 nothing; stop other work on this machine and repeat"
-                    .into(),
-            );
-        }
-        if self.software {
-            warnings.push(
-                "a software device runs shaders on the CPU, so this says nothing about a GPU; \
-                 use --device cpu for the native backend"
-                    .into(),
-            );
-        }
-        warnings
+impl Prepared {
+    fn skip(line: Line, reason: String) -> Self {
+        Self::Told(Box::new(line.skip(reason)))
     }
 }
 
@@ -206,7 +258,7 @@ impl Bench {
 const PROFILED: usize = 5;
 
 /// What each step of a plan takes.
-fn steps(plan: &mut Plan, timing: &Timing) -> Result<Vec<StepTime>> {
+fn steps(plan: &mut Plan, timing: &Timing, stopwatch: &mut Stopwatch) -> Result<Vec<StepTime>> {
     let steps = plan.describe().steps;
     let time = |step: &StepDescription, ms: f64| {
         let (step, flops, bytes) = (step.technique_and_reason(), step.cost.flops, step.cost.bytes());
@@ -215,9 +267,9 @@ fn steps(plan: &mut Plan, timing: &Timing) -> Result<Vec<StepTime>> {
     if let [step] = &steps[..] {
         return Ok(vec![time(step, timing.median_ms)]);
     }
-    let profiles = (0..PROFILED).map(|_| plan.profile()).collect::<Result<Vec<_>>>()?;
+    let profiles = (0..PROFILED).map(|_| stopwatch.profile(plan)).collect::<Result<Vec<_>>>()?;
     let median = |at: usize| {
-        let seconds: Vec<_> = profiles.iter().map(|profile| profile.steps[at].1).collect();
+        let seconds: Vec<_> = profiles.iter().map(|profile| profile[at]).collect();
         Statistics::new(&seconds).map_or(0.0, |seconds| seconds.median)
     };
     Ok(steps.iter().enumerate().map(|(at, step)| time(step, median(at) * 1e3)).collect())
@@ -232,9 +284,11 @@ fn processor() -> String {
 }
 
 /// A device that lacks what a task needs: a skip, or an error where the user asked for this very task.
-fn refuse(line: Line, task: &Task, error: Error) -> Result<Line> {
+fn refuse(line: Line, task: &Task, error: Error) -> Result<Prepared> {
     match (&error, task.refusal) {
-        (Error::Unsupported { .. } | Error::TooLarge { .. }, Refusal::Skip) => Ok(line.skip(error.to_string())),
+        (Error::Unsupported { .. } | Error::TooLarge { .. }, Refusal::Skip) => {
+            Ok(Prepared::skip(line, error.to_string()))
+        }
         _ => Err(error),
     }
 }
@@ -282,7 +336,9 @@ mod tests {
         warm_up: Duration::ZERO,
         budget: Duration::ZERO,
         least_runs: 2,
-        longest_run: Duration::from_secs(3600),
+        runs: None,
+        cache: CacheState::Warm,
+        longest_run: None,
         total: None,
     };
 
@@ -291,7 +347,7 @@ mod tests {
     }
 
     fn run(task: &Task, settings: Settings) -> Result<Line> {
-        Bench::new(Device::cpu(), settings).run(task)
+        Bench::new(Device::cpu(), settings)?.run(task)
     }
 
     #[test]
@@ -313,7 +369,7 @@ mod tests {
 
     #[test]
     fn limits_skip_what_a_suite_asks_for_and_nothing_else() {
-        let limits = Settings { longest_run: Duration::ZERO, ..SHORT };
+        let limits = Settings { longest_run: Some(Duration::ZERO), ..SHORT };
         assert!(run(&task(), limits).unwrap().skipped.unwrap().contains("one run takes about"));
         assert!(run(&Task { refusal: Refusal::Fail, ..task() }, limits).unwrap().timing.is_some());
         let late = Settings { total: Some(Duration::ZERO), ..SHORT };
@@ -333,5 +389,37 @@ mod tests {
         let task = Task::attention("problem", &"b=512,h=32,s=4096,d=60,strategy=unfused".parse().unwrap()).unwrap();
         let line = run(&task, SHORT).unwrap();
         assert!(free_bytes().is_none() || line.skipped.unwrap().contains("bytes of the host's memory"));
+    }
+
+    #[test]
+    fn a_line_says_how_it_was_measured() {
+        let cold = Settings { cache: CacheState::Cold, runs: Some(3), ..SHORT };
+        let mut bench = Bench::new(Device::cpu(), cold).unwrap();
+        bench.commit = Some("abc".into());
+        let line = bench.run(&task()).unwrap();
+        assert_eq!((line.commit.as_deref(), line.threads), (Some("abc"), rayon::current_num_threads()));
+        let (timing, [step]) = (line.timing.unwrap(), &line.steps[..]) else { panic!("{:?}", line.steps) };
+        assert_eq!((timing.runs, timing.cache.as_str(), timing.clock.as_str()), (3, "cold", "host clock"));
+        assert_eq!((step.step.as_str(), step.ms), ("attention_native", timing.median_ms));
+    }
+
+    #[test]
+    fn two_ways_are_measured_in_turns() {
+        let unfused = "b=1,h=2,s=9,d=8,causal,strategy=unfused".parse().unwrap();
+        let tasks = [task(), Task::attention("problem", &unfused).unwrap()];
+        let [first, second] = Bench::new(Device::cpu(), SHORT).unwrap().run_against(&tasks).unwrap();
+        let versus = second.versus.unwrap();
+        let medians = [first.timing.unwrap(), second.timing.unwrap()].map(|timing| timing.median_ms);
+        assert!((versus.ratio - medians[1] / medians[0]).abs() < 1e-9 * versus.ratio, "{versus:?}");
+        assert_eq!((versus.versus.as_str(), first.versus), ("attention_native", None));
+        assert!(second.steps.len() > 1 && second.steps.iter().all(|step| step.ms > 0.0), "{:?}", second.steps);
+    }
+
+    #[test]
+    fn what_cannot_run_has_no_ratio() {
+        let mut other = task();
+        other.options.techniques.push(("attention_fused".into(), "attention_none".into()));
+        let [first, second] = Bench::new(Device::cpu(), SHORT).unwrap().run_against(&[task(), other]).unwrap();
+        assert!(first.timing.is_some() && second.skipped.is_some() && second.versus.is_none());
     }
 }

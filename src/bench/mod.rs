@@ -3,20 +3,29 @@
 //! A [`Task`] is a problem made ready: what runs, its inputs, and what the result must be. [`Bench`] checks it against the
 //! f64 definition and then times it; what it found is a [`Line`].
 
+mod cold;
 mod kernels;
 mod measure;
 mod problem;
 mod report;
+mod roofline;
 mod statistics;
+mod stopwatch;
 mod suite;
+mod suite_file;
+mod suites;
 mod task;
+mod warnings;
 mod work;
 
+pub use cold::CacheState;
 pub use measure::{Bench, Settings};
 pub use problem::Problem;
-pub use report::{Bound, Check, Line, SCHEMA, StepTime, Timing};
+pub use report::{Bound, Check, Line, SCHEMA, StepTime, Timing, Versus};
+pub use roofline::Roofline;
 pub use statistics::{Interval, Statistics, ratio_interval};
 pub use suite::Suite;
+pub use suite_file::SuiteFile;
 pub use task::{Definition, Refusal, Task};
 pub use work::Work;
 

@@ -345,6 +345,22 @@ mod tests {
     }
 
     #[test]
+    fn flops_as_others_count_them() {
+        // FlashAttention 2, `benchmark_flash_attention.py`: 4 · batch · seq² · heads · head_dim, half of it with causality.
+        let fa = |[batch, heads, seq, head_dim]: [u64; 4]| 4 * batch * seq * seq * heads * head_dim;
+        assert_eq!(problem("b=32,h=32,s=512,d=64").flops(), fa([32, 32, 512, 64]));
+        assert_eq!(problem("b=1,h=16,s=16384,d=128,causal").flops(), fa([1, 16, 16_384, 128]) / 2);
+        // FlashAttention 3 and 4, `benchmark_attn.py`: avg = (max(0, 4096 − 1024) + 4096) / 2 = 3584.
+        let flops = problem("b=2,h=4,sq=1024,skv=4096,d=192,dv=128,causal").flops();
+        assert_eq!(flops, 2 * 4 * 2 * 1024 * 3584 * (192 + 128));
+        // Triton's tutorial: two products of 2 · batch · heads · seq² · head_dim.
+        assert_eq!(problem("b=4,h=32,s=1024,d=64,dtype=f16").flops(), 2 * 2 * 4 * 32 * 1024 * 1024 * 64);
+        // ggml, `test-backend-ops perf -o FLASH_ATTN_EXT`: it prints 503.32 MFLOP and 153.73 GFLOP for these.
+        assert_eq!(problem("b=1,h=64,kvh=8,sq=4,skv=7680,d=64,dtype=f16").flops(), 503_316_480);
+        assert_eq!(problem("b=1,h=16,s=5776,d=72,dtype=f16").flops(), 153_732_907_008);
+    }
+
+    #[test]
     fn graphs_have_the_shapes() {
         let graph = problem("b=2,h=4,kvh=2,sq=3,skv=5,d=8,dv=6").graph().unwrap();
         let (name, desc) = graph.outputs().next().unwrap();

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use super::statistics::Statistics;
+use super::statistics::{Interval, Statistics, ratio_interval};
 use super::task::Task;
 use super::work::Work;
 use crate::device::Device;
@@ -56,6 +56,9 @@ pub struct Line {
     /// How fast it was; missing where it did not run or was wrong.
     #[serde(flatten)]
     pub timing: Option<Timing>,
+    /// How it compares with another way to compute the same, measured in turns with it.
+    #[serde(flatten)]
+    pub versus: Option<Versus>,
     /// Each step of a run, in order; empty where it did not run or was wrong.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub steps: Vec<StepTime>,
@@ -135,6 +138,19 @@ pub struct Bound {
     pub bound_per_second: f64,
 }
 
+/// How long a problem takes beside another way to compute it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Versus {
+    /// `path` of the other.
+    pub versus: String,
+    /// Median over the other's.
+    pub ratio: f64,
+    /// Lower bound of the ratio at 95 % confidence.
+    pub ratio_low: f64,
+    /// Upper bound.
+    pub ratio_high: f64,
+}
+
 /// One step of a run on its own.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct StepTime {
@@ -160,7 +176,7 @@ impl Line {
             version: env!("CARGO_PKG_VERSION").into(),
             date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             commit: None,
-            suite: task.suite.into(),
+            suite: task.suite.clone(),
             problem: task.problem.clone(),
             device: device.name(),
             device_reason: device.reason().to_owned(),
@@ -171,6 +187,7 @@ impl Line {
             work: None,
             check: None,
             timing: None,
+            versus: None,
             steps: Vec::new(),
             warnings: Vec::new(),
             skipped: None,
@@ -180,6 +197,16 @@ impl Line {
 
     pub(super) fn skip(self, reason: impl Into<String>) -> Self {
         Self { skipped: Some(reason.into()), ..self }
+    }
+}
+
+impl Versus {
+    /// Of two lines that were timed.
+    pub(super) fn new(first: &Line, second: &Line) -> Option<Self> {
+        let (before, after) = (first.timing.as_ref()?, second.timing.as_ref()?);
+        let Interval { ratio, low, high } = ratio_interval(&before.samples_ms, &after.samples_ms);
+        let versus = first.work.as_ref()?.path.clone();
+        Some(Self { versus, ratio, ratio_low: low, ratio_high: high })
     }
 }
 

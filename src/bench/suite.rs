@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::EPSILON_F32;
 use super::kernels;
 use super::problem::Problem;
+use super::suites;
 use super::task::{Definition, Refusal, Task};
 use crate::attention::{Attention, Strategy};
 use crate::capabilities::Capabilities;
@@ -23,23 +24,35 @@ pub enum Suite {
     /// A handful of attention problems; ends within two minutes on two CPU cores.
     #[default]
     Quick,
+    /// FlashAttention's axes: 16,384 tokens in sequences of 512 to 16,384, head_dim 64, 128 and 256, causal and not, f16 and f32.
+    Fa,
+    /// Axes of Triton's tutorial: batch 4, 32 heads, 1,024 to 16,384 tokens, head_dim 64 and 128, causal and not, f16.
+    Triton,
+    /// The catalogue of cubek-attention, f16.
+    Cubek,
+    /// Decoding steps: 1,024 to 131,072 keys, batches of 1 to 64, 1 to 8 query heads on each key head.
+    Decode,
+    /// What fused and unfused attention allocate as sequences grow.
+    Memory,
     /// Each op alone at a size that fills a device, each technique on a line of its own.
     Kernels,
     /// A multi-head attention layer with its projections, batch 128, sequence 32, width 200, 5 heads.
     Layer,
     /// That layer, and the attention of models in use: all-MiniLM-L6-v2, BERT-base, GPT-2, Llama 3 8B.
     Layers,
-    /// Decoding steps over 1,024 to 65,536 keys: whether time grows as the keys do.
-    Decode,
 }
 
 /// Each suite with its name.
-const NAMES: [(&str, Suite); 5] = [
+const NAMES: [(&str, Suite); 9] = [
     ("quick", Suite::Quick),
+    ("fa", Suite::Fa),
+    ("triton", Suite::Triton),
+    ("cubek", Suite::Cubek),
+    ("decode", Suite::Decode),
+    ("memory", Suite::Memory),
     ("kernels", Suite::Kernels),
     ("layer", Suite::Layer),
     ("layers", Suite::Layers),
-    ("decode", Suite::Decode),
 ];
 
 impl Suite {
@@ -53,9 +66,21 @@ impl Suite {
         NAMES.iter().map(|(name, _)| *name)
     }
 
-    /// Seconds after which what is left of the suite is skipped.
+    /// Time after which what is left of the suite is skipped: the largest sweeps end within ten minutes, the quick one within two.
     pub fn total(self) -> Option<Duration> {
-        (self == Self::Quick).then_some(Duration::from_secs(90))
+        match self {
+            Self::Quick => Some(Duration::from_secs(90)),
+            Self::Fa | Self::Triton => Some(Duration::from_secs(8 * 60)),
+            _ => None,
+        }
+    }
+
+    /// A problem whose one run takes longer is skipped.
+    pub fn longest_run(self) -> Duration {
+        match self {
+            Self::Fa | Self::Triton | Self::Cubek => Duration::from_secs(3),
+            _ => Duration::from_millis(1500),
+        }
     }
 
     /// The suite's problems for a device, small ones first. `strategy` overrides that of every attention problem.
@@ -64,26 +89,33 @@ impl Suite {
     /// A strategy that some problem does not allow.
     pub fn tasks(self, capabilities: &Capabilities, strategy: Option<Strategy>) -> Result<Vec<Task>> {
         match self {
-            Self::Quick => self.attention(&quick(), strategy),
+            Self::Quick => self.attention(suites::quick(), strategy),
+            Self::Fa => self.attention(suites::fa(), strategy),
+            Self::Triton => self.attention(suites::triton(), strategy),
+            Self::Cubek => self.attention(suites::cubek(), strategy),
+            Self::Decode => self.attention(suites::decode(), strategy),
+            Self::Memory => self.attention(suites::memory(), strategy),
             Self::Kernels => kernels::tasks(capabilities),
             Self::Layer => Ok(vec![layer(strategy.unwrap_or_default())?]),
-            Self::Decode => self.attention(&decode(), strategy),
             Self::Layers => {
                 let mut tasks = vec![layer(strategy.unwrap_or_default())?];
-                tasks.extend(self.attention(&models(), strategy)?);
+                tasks.extend(self.attention(suites::models(), strategy)?);
                 Ok(tasks)
             }
         }
     }
 
     /// A task for each problem, without those that `strategy` makes the same.
-    fn attention(self, problems: &[Problem], strategy: Option<Strategy>) -> Result<Vec<Task>> {
-        let mut problems = problems.to_vec();
+    fn attention(self, mut problems: Vec<Problem>, strategy: Option<Strategy>) -> Result<Vec<Task>> {
         if let Some(strategy) = strategy {
             problems.iter_mut().for_each(|problem| problem.strategy = strategy);
         }
         let mut seen = std::collections::HashSet::new();
         problems.retain(|problem| seen.insert(*problem));
+        // What is too much for a device comes after what is not.
+        if matches!(self, Self::Fa | Self::Triton) {
+            problems.sort_by_key(Problem::flops);
+        }
         problems.iter().map(|problem| Task::attention(self.name(), problem)).collect()
     }
 }
@@ -100,42 +132,6 @@ impl FromStr for Suite {
             }
         }
     }
-}
-
-/// Short and long sequences, both head dimensions in use, causality, half storage, decoding, and one way that stores scores.
-const fn quick() -> [Problem; 9] {
-    let base = Problem::new(1, 8, 1024, 64);
-    let decode = Problem { kv_heads: 8, seq_q: 1, ..Problem::new(8, 32, 4096, 128) };
-    [
-        Problem::new(8, 12, 128, 64),
-        base,
-        base.causal(),
-        Problem { dtype: Dtype::F16, ..base },
-        Problem { strategy: Strategy::Unfused, ..base },
-        Problem { batch: 1, ..decode },
-        decode,
-        Problem::new(1, 4, 2048, 128).causal(),
-        Problem::new(1, 4, 2048, 128),
-    ]
-}
-
-/// One query for each of 32 heads on 8 key heads; the most keys are 128 MiB, which every device binds.
-fn decode() -> [Problem; 7] {
-    let step = Problem { kv_heads: 8, seq_q: 1, ..Problem::new(1, 32, 1024, 64) };
-    std::array::from_fn(|doubled| Problem { seq_kv: 1024 << doubled, ..step })
-}
-
-/// all-MiniLM-L6-v2 on 32 sentences of 32 tokens, BERT-base on 8 of 512, GPT-2 on 1,024 tokens, Llama 3 8B on a prompt of 2,048 and
-/// on one token after 8,192.
-const fn models() -> [Problem; 5] {
-    let llama = Problem { kv_heads: 8, ..Problem::new(1, 32, 2048, 128) };
-    [
-        Problem::new(32, 12, 32, 32),
-        Problem::new(8, 12, 512, 64),
-        Problem::new(1, 12, 1024, 64).causal(),
-        llama.causal(),
-        Problem { seq_q: 1, seq_kv: 8192, ..llama },
-    ]
 }
 
 /// The layer of `seeds/002`: `MultiHeadedAttention(d_feat=200, n_head=5)` on `[128, 32, 200]`, q = k = v, scale 1/√200.
@@ -176,7 +172,7 @@ fn layer(strategy: Strategy) -> Result<Task> {
     // Three stages of sums of up to 200 terms, each off by about √200 + 2 roundings of its scale, twice for the tails.
     let tolerance = Tolerance::of_scale(6.0 * (2.0 + (WIDTH as f64).sqrt()) * EPSILON_F32);
     Ok(Task {
-        suite: Suite::Layer.name(),
+        suite: Suite::Layer.name().into(),
         problem: format!("multi_head_attention b={BATCH},s={SEQ},width={WIDTH},h={HEADS}{options}"),
         graph,
         inputs: vec![("src".into(), src)],
@@ -201,13 +197,19 @@ mod tests {
             assert!(!tasks.is_empty(), "{name}");
             assert!(tasks.iter().all(|task| task.graph.outputs().map(|(name, _)| name).eq(["out"])), "{name}");
         }
-        assert!("fast".parse::<Suite>().unwrap_err().to_string().contains("quick, kernels, layer, layers, decode"));
+        assert!(
+            "fast"
+                .parse::<Suite>()
+                .unwrap_err()
+                .to_string()
+                .contains("quick, fa, triton, cubek, decode, memory, kernels, layer, layers")
+        );
     }
 
     #[test]
     fn a_strategy_overrides_and_equal_problems_merge() {
         let tasks = Suite::Quick.tasks(&Capabilities::baseline(), Some(Strategy::Unfused)).unwrap();
-        assert_eq!(tasks.len(), quick().len() - 1);
+        assert_eq!(tasks.len(), suites::quick().len() - 1);
         assert!(tasks.iter().all(|task| task.problem.ends_with("strategy=unfused")));
     }
 }

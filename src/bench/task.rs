@@ -21,7 +21,7 @@ const WHOLE_REFERENCE: u64 = 400_000_000;
 #[derive(Debug, Clone)]
 pub struct Task {
     /// Suite that it belongs to.
-    pub suite: &'static str,
+    pub suite: String,
     /// The problem in canonical text.
     pub problem: String,
     /// What runs; its one output is `out`.
@@ -68,7 +68,7 @@ impl Task {
     ///
     /// # Errors
     /// As [`Problem::graph`].
-    pub fn attention(suite: &'static str, problem: &Problem) -> Result<Self> {
+    pub fn attention(suite: &str, problem: &Problem) -> Result<Self> {
         let scale = (1.0 / (problem.head_dim as f64).sqrt()) as f32;
         let rule = ScoreRule { masking: problem.masking(), ..ScoreRule::default() };
         let op = AttentionFused { scale, rule, ..AttentionFused::default() };
@@ -77,7 +77,7 @@ impl Task {
         let each_row = problem.seq_kv * (problem.head_dim + problem.head_dim_v);
         let inputs = ["q", "k", "v"].into_iter().zip(shapes);
         Ok(Self {
-            suite,
+            suite: suite.to_owned(),
             problem: problem.to_string(),
             graph: problem.graph()?,
             inputs: inputs.map(|(name, shape)| (name.into(), CaseInput::normal(problem.dtype, &shape, 1.0))).collect(),

@@ -63,12 +63,12 @@ fn shaders(plan: &PlanDescription) -> impl Iterator<Item = &Shader> {
 }
 
 fn features(plan: &PlanDescription) -> Vec<String> {
-    let uses: [(&str, fn(&Shader) -> bool); 3] = [
-        ("f16", Shader::needs_f16),
-        ("subgroups", Shader::needs_subgroups),
-        ("cooperative matrices", Shader::needs_cooperative),
+    let uses = [
+        ("f16", shaders(plan).any(Shader::needs_f16)),
+        ("subgroups", shaders(plan).any(Shader::needs_subgroups)),
+        ("cooperative matrices", shaders(plan).any(Shader::needs_cooperative)),
     ];
-    uses.iter().filter(|(_, uses)| shaders(plan).any(uses)).map(|(name, _)| (*name).to_owned()).collect()
+    uses.into_iter().filter(|(_, used)| *used).map(|(name, _)| name.to_owned()).collect()
 }
 
 fn tiles(plan: &PlanDescription) -> String {

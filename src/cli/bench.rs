@@ -1,44 +1,68 @@
 //! `regard bench`.
 
-use std::collections::BTreeSet;
-use std::fs::File;
-use std::io::{self, BufWriter, IsTerminal, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use git_version::git_version;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use regard::bench::{Bench, Line, Problem, Refusal, Settings, Suite, Task};
-use regard::capabilities::Capabilities;
-use regard::ops::REGISTRY;
-use regard::{Device, DeviceOptions, Error, Select, Strategy};
+use regard::bench::{Bench, CacheState, Line, Problem, Roofline, Settings, Task};
+use regard::{Cache, Device, DeviceOptions, Select, Strategy};
 
-use super::{Ending, Failure, Result, bench_table, parse_select};
+use super::bench_output::{self, Form, Target, Trace};
+use super::bench_tasks::{self, Pair, SuiteChoice, parse_pair, parse_strategy, parse_suite, parse_technique};
+use super::{Ending, Result, bench_table, parse_select};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// auto, gpu, cpu, or part of an adapter's name; lavapipe is the software Vulkan device
     #[arg(long, default_value = "auto", value_parser = parse_select)]
     device: Select,
-    /// quick, kernels, layer, layers or decode; quick when no problem is given either
-    #[arg(long)]
-    suite: Option<Suite>,
+    /// quick, fa, triton, cubek, decode, memory, kernels, layer, layers, or a TOML file; quick when no problem is given either
+    ///
+    /// A file has `problems = ["b=1,h=8,s=1024,d=64", ...]`, and [[sweep]] tables of the same keys, whose lists of values are
+    /// combined: `s = [1024, 2048]`, `causal = [true, false]`.
+    #[arg(long, value_name = "SUITE", value_parser = parse_suite)]
+    pub suite: Option<SuiteChoice>,
     /// An attention problem of your own, such as b=1,h=8,s=1024,d=64,causal
     ///
     /// Keys: b, h, s, d; kvh (key heads), sq and skv (lengths), dv (value width), dtype=f16|f32,
     /// causal[=bottom-right|top-left|past:KEYS] (bottom-right as in FlashAttention), window=LEFT[:RIGHT],
     /// strategy=auto|fused|unfused.
     #[arg(long = "problem", value_name = "PROBLEM", verbatim_doc_comment)]
-    problems: Vec<Problem>,
+    pub problems: Vec<Problem>,
     /// auto, fused or unfused, for every attention problem
     #[arg(long, value_parser = parse_strategy)]
-    strategy: Option<Strategy>,
+    pub strategy: Option<Strategy>,
     /// Forces a technique for every node of an op, such as matmul=matmul_tiled
     #[arg(long = "technique", value_name = "OP=TECHNIQUE", value_parser = parse_technique)]
-    techniques: Vec<(String, String)>,
+    pub techniques: Vec<(String, String)>,
+    /// Times each attention problem in two ways, in turns, and prints the ratio: strategies (auto, fused, unfused) or techniques
+    /// of attention_fused, such as attention_lanes,split
+    #[arg(long, value_name = "A,B", value_parser = parse_pair, conflicts_with_all = ["strategy", "techniques"])]
+    pub compare: Option<Pair>,
+    /// Measures this many runs of each problem, whatever time they take
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    runs: Option<u32>,
+    /// Time for the measured runs of each problem; 1.5 by default
+    #[arg(long, value_name = "SECONDS", value_parser = parse_seconds)]
+    budget: Option<Duration>,
+    /// Leaves the caches as the run before left them; by default they are overwritten between runs
+    #[arg(long)]
+    warm: bool,
+    /// Runs every problem of a suite, however long it takes
+    #[arg(long)]
+    all: bool,
     /// One JSON object a line instead of the table
     #[arg(long)]
     json: bool,
-    /// Writes the JSON lines to this file too
+    /// One line of comma-separated values a problem instead of the table, after one of titles
+    #[arg(long, conflicts_with = "json")]
+    csv: bool,
+    /// Writes a trace of each problem's steps to this file, for Perfetto or chrome://tracing
+    #[arg(long, value_name = "FILE")]
+    profile: Option<PathBuf>,
+    /// Writes the JSON lines to this file too, each as soon as it is known
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }
@@ -46,57 +70,75 @@ pub(crate) struct Args {
 /// Where this program was built from; empty outside of a repository, as from a package.
 const COMMIT: &str = git_version!(args = ["--always", "--dirty=-modified", "--abbrev=12"], fallback = "");
 
-pub(crate) fn parse_strategy(text: &str) -> std::result::Result<Strategy, String> {
-    match text {
-        "auto" => Ok(Strategy::Auto),
-        "fused" => Ok(Strategy::Fused),
-        "unfused" => Ok(Strategy::Unfused),
-        other => Err(format!("`{other}` is not one of auto, fused, unfused")),
-    }
-}
-
-fn parse_technique(text: &str) -> std::result::Result<(String, String), String> {
-    let (op, technique) = text.split_once('=').ok_or_else(|| format!("`{text}` is not op=technique"))?;
-    let ops: Vec<_> = REGISTRY.iter().map(|entry| entry.name).collect();
-    if !ops.contains(&op) {
-        return Err(format!("there is no op `{op}`; ops are {}", ops.join(", ")));
-    }
-    Ok((op.to_owned(), technique.to_owned()))
-}
-
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
     let device = Device::new(&DeviceOptions { select: args.device.clone(), ..DeviceOptions::default() })?;
     for (op, technique) in &args.techniques {
-        check_technique(op, technique, device.capabilities())?;
+        bench_tasks::check_technique(op, technique, device.capabilities())?;
     }
-    let tasks = tasks(args, &device)?;
-    let mut file = args.out.as_ref().map(create).transpose()?;
-    if !args.json {
-        bench_table::header(out, &device)?;
-    }
-    let total = suite(args).and_then(Suite::total);
-    let mut bench = Bench::new(device, Settings { total, ..Settings::default() });
+    let tasks = bench_tasks::tasks(args, &device)?;
+    let mut file = args.out.as_deref().map(Target::create).transpose()?;
+    let mut trace = args.profile.as_deref().map(Trace::create).transpose()?;
+    let mut bench = Bench::new(device.clone(), settings(args))?;
     bench.commit = Some(COMMIT.to_owned()).filter(|commit| !commit.is_empty());
+    bench.roofline = Some(Roofline::cached(&device, &Cache::User)?);
+    let form = form(args);
+    match form {
+        Form::Table => bench_table::header(out, &device, &bench)?,
+        Form::Csv => out.write_all(&bench_output::titles()?)?,
+        Form::Json => {}
+    }
     let progress = progress(tasks.len() as u64);
     let mut lines = Vec::new();
-    for task in &tasks {
-        progress.set_message(task.problem.clone());
-        let line = bench.run(task)?;
-        let json = serde_json::to_string(&line).map_err(io::Error::from)?;
-        progress.suspend(|| if args.json { writeln!(out, "{json}") } else { bench_table::line(out, &line) })?;
-        out.flush()?;
-        if let Some(file) = &mut file {
-            writeln!(file, "{json}")?;
-            file.flush()?;
+    for tasks in &tasks {
+        progress.set_message(tasks[0].problem.clone());
+        for line in measure(&mut bench, tasks)? {
+            progress.suspend(|| bench_output::write(out, form, &line))?;
+            if let Some(file) = &mut file {
+                file.write(&format!("{}\n", serde_json::to_string(&line).map_err(io::Error::from)?))?;
+            }
+            trace.as_mut().map_or(Ok(()), |trace| trace.line(&line))?;
+            lines.push(line);
         }
         progress.inc(1);
-        lines.push(line);
     }
     progress.finish_and_clear();
-    if !args.json {
+    trace.as_mut().map_or(Ok(()), Trace::finish)?;
+    if form == Form::Table {
         bench_table::summary(out, &lines)?;
     }
     Ok(ending(&lines))
+}
+
+fn form(args: &Args) -> Form {
+    match (args.json, args.csv) {
+        (true, _) => Form::Json,
+        (_, true) => Form::Csv,
+        _ => Form::Table,
+    }
+}
+
+/// One way to compute a problem alone, or two in turns.
+fn measure(bench: &mut Bench, tasks: &[Task]) -> regard::Result<Vec<Line>> {
+    match tasks {
+        [first, second] => Ok(bench.run_against(&[first.clone(), second.clone()])?.into()),
+        tasks => tasks.iter().map(|task| bench.run(task)).collect(),
+    }
+}
+
+fn settings(args: &Args) -> Settings {
+    let default = Settings::default();
+    let (longest_run, total) = match bench_tasks::suite(args) {
+        Some(SuiteChoice::Named(suite)) => (Some(suite.longest_run()), suite.total()),
+        _ => (default.longest_run, None),
+    };
+    Settings {
+        runs: args.runs.map(|runs| runs as usize),
+        budget: args.budget.unwrap_or(default.budget),
+        cache: if args.warm { CacheState::Warm } else { CacheState::Cold },
+        longest_run: longest_run.filter(|_| !args.all),
+        total: total.filter(|_| !args.all),
+        ..default
+    }
 }
 
 /// A failed check fails; so does a bench in which nothing ran.
@@ -105,59 +147,11 @@ fn ending(lines: &[Line]) -> Ending {
     if failed || lines.iter().all(|line| line.skipped.is_some()) { Ending::CheckFailed } else { Ending::Good }
 }
 
-/// The suite that was asked for, or the default one when nothing was.
-fn suite(args: &Args) -> Option<Suite> {
-    args.suite.or(args.problems.is_empty().then(Suite::default))
-}
-
-fn tasks(args: &Args, device: &Device) -> regard::Result<Vec<Task>> {
-    let mut tasks = Vec::new();
-    if let Some(suite) = suite(args) {
-        tasks.extend(suite.tasks(device.capabilities(), args.strategy)?);
-    }
-    for problem in &args.problems {
-        let strategy = args.strategy.unwrap_or(problem.strategy);
-        let task = Task::attention("problem", &Problem { strategy, ..*problem })?;
-        tasks.push(Task { refusal: Refusal::Fail, ..task });
-    }
-    for (op, technique) in &args.techniques {
-        tasks = force(tasks, op, technique);
-    }
-    Ok(tasks)
-}
-
-/// A technique that the device offers for some case of the op.
-fn check_technique(op: &str, technique: &str, capabilities: &Capabilities) -> regard::Result<()> {
-    let cases = REGISTRY.iter().filter(|entry| entry.name == op).flat_map(|entry| (entry.cases)());
-    let techniques = cases.flat_map(|case| case.op.techniques(&case.descs(), capabilities));
-    let mut names: BTreeSet<_> = techniques.map(|technique| technique.name()).collect();
-    // Several steps in the place of one.
-    names.extend(if op == "attention_fused" { &["split", "unfused"][..] } else { &[] });
-    if names.contains(technique) {
-        return Ok(());
-    }
-    let names: Vec<_> = names.into_iter().collect();
-    Err(Error::Parse(format!("{op} has no technique `{technique}` on this device; there are: {}", names.join(", "))))
-}
-
-/// Forces a technique. Lines of the suite `kernels` that are about another technique of that op are left out.
-fn force(tasks: Vec<Task>, op: &str, technique: &str) -> Vec<Task> {
-    let about_another =
-        |task: &Task| task.options.techniques.iter().any(|(own, other)| own == op && other != technique);
-    let all_are = tasks.iter().all(about_another);
-    let kept = tasks.into_iter().filter(|task| all_are || !about_another(task));
-    kept.map(|mut task| {
-        task.options.techniques.retain(|(own, _)| own != op);
-        task.options.techniques.push((op.to_owned(), technique.to_owned()));
-        task
-    })
-    .collect()
-}
-
-fn create(path: &PathBuf) -> std::result::Result<BufWriter<File>, Failure> {
-    let file = File::create(path);
-    let fail = |error: io::Error| Error::File { path: path.display().to_string(), message: error.to_string() };
-    Ok(BufWriter::new(file.map_err(fail)?))
+/// A time that makes sense to wait.
+fn parse_seconds(text: &str) -> std::result::Result<Duration, String> {
+    let seconds = text.parse().ok().filter(|seconds: &f64| (0.0..=86_400.0).contains(seconds));
+    let seconds = seconds.ok_or_else(|| format!("`{text}` is not a number of seconds from 0 to 86400"))?;
+    Ok(Duration::from_secs_f64(seconds))
 }
 
 /// A bar on stderr, when somebody looks at it.
@@ -177,25 +171,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn techniques_are_op_and_name() {
-        assert_eq!(parse_technique("matmul=x").unwrap(), ("matmul".into(), "x".into()));
-        assert!(parse_technique("matmul").unwrap_err().contains("is not op=technique"));
-        let capabilities = Capabilities::cpu();
-        assert!(check_technique("matmul", "matmul_native", &capabilities).is_ok());
-        let error = check_technique("matmul", "matmul_tiled", &capabilities).unwrap_err();
-        assert!(error.to_string().contains("there are: matmul_native"), "{error}");
-        assert!(parse_technique("conv=x").unwrap_err().contains("ops are matmul, softmax"));
-    }
-
-    #[test]
-    fn a_forced_technique_leaves_out_its_rivals() {
-        let capabilities = Capabilities::baseline();
-        let all = Suite::Kernels.tasks(&capabilities, None).unwrap();
-        let rivals =
-            all.iter().filter(|task| task.options.techniques[..] == [("matmul".into(), "matmul_vector".into())]);
-        let rivals = rivals.count();
-        assert!(rivals > 0);
-        let kept = force(all.clone(), "matmul", "matmul_tiled");
-        assert_eq!(kept.len(), all.len() - rivals);
+    fn budgets_are_seconds() {
+        assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
+        for text in ["", "-1", "NaN", "inf", "1e9", "2s"] {
+            assert!(parse_seconds(text).unwrap_err().contains(&format!("`{text}` is not a number")), "{text}");
+        }
     }
 }

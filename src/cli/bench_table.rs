@@ -2,19 +2,24 @@
 
 use std::io::{self, Write};
 
+use anstyle::{AnsiColor, Style};
 use regard::Device;
-use regard::bench::{Check, Line, Timing, Work};
-use regard::capabilities::{Backend, Capabilities};
+use regard::bench::{Bench, Bound, Check, Line, Roofline, Timing, Versus, Work};
+use regard::capabilities::Backend;
 use regard::gpu::adapters;
-use regard::plan::Clock;
 
-use super::text::{bytes, counted, duration, significant, wrap};
+use super::text::{bytes, counted, duration, rate, significant, wrap};
 
 /// Columns before the numbers; a longer problem has a line of its own.
 const PROBLEM: usize = 36;
 
+const BOLD: Style = Style::new().bold();
+const FAINT: Style = Style::new().dimmed();
+const RED: Style = AnsiColor::Red.on_default().bold();
+const YELLOW: Style = AnsiColor::Yellow.on_default();
+
 /// Device, driver, interface and clock, then the column titles.
-pub(crate) fn header(out: &mut impl Write, device: &Device) -> io::Result<()> {
+pub(crate) fn header(out: &mut impl Write, device: &Device, bench: &Bench) -> io::Result<()> {
     let name = device.name();
     let on_gpu = device.capabilities().backend == Backend::Gpu;
     let listed = if on_gpu { adapters() } else { Vec::new() };
@@ -27,37 +32,42 @@ pub(crate) fn header(out: &mut impl Write, device: &Device) -> io::Result<()> {
         None => writeln!(out, "device     {name}")?,
     }
     writeln!(out, "because    {}", wrap(device.reason(), 11).trim_start())?;
-    writeln!(out, "clock      {}", clock(device.capabilities()).describe())?;
+    writeln!(out, "clock      {}", wrap(&bench.clock(), 11).trim_start())?;
+    if let Some(roofline) = &bench.roofline {
+        writeln!(out, "peaks      {}", wrap(&peaks(roofline), 11).trim_start())?;
+    }
     writeln!(out)?;
     let titles = ["median", "spread", "TFLOP/s", "exact", "GB/s", "error"];
-    writeln!(out, "{:PROBLEM$} {}", "problem", row(titles.map(str::to_owned)))
+    writeln!(out, "{BOLD}{:PROBLEM$} {}{BOLD:#}", "problem", row(titles.map(str::to_owned)))
+}
+
+/// A device's peaks in words.
+pub(crate) fn peaks(roofline: &Roofline) -> String {
+    let Roofline { flops_f32, flops_f16, bytes, date, .. } = roofline;
+    let f16 = flops_f16.map_or_else(String::new, |flops| format!(", {} in f16", rate(flops, "FLOP/s")));
+    let f32 = rate(*flops_f32, "FLOP/s");
+    format!("{f32} in f32{f16}, {} copied (read and written), measured {date}", rate(*bytes, "B/s"))
 }
 
 fn row([median, spread, tflops, exact, gbps, error]: [String; 6]) -> String {
     format!("{median:>8} {spread:>7} {tflops:>8} {exact:>8} {gbps:>7} {error:>9}").trim_end().to_owned()
 }
 
-/// What a plan on this device is timed with.
-fn clock(capabilities: &Capabilities) -> Clock {
-    match (capabilities.backend, capabilities.timestamps) {
-        (Backend::Cpu, _) => Clock::Host,
-        (Backend::Gpu, true) => Clock::Gpu,
-        (Backend::Gpu, false) => Clock::HostNoTimestamps,
-    }
-}
-
 /// One problem.
 pub(crate) fn line(out: &mut impl Write, line: &Line) -> io::Result<()> {
     match (&line.timing, &line.check) {
         (Some(timing), Some(check)) => writeln!(out, "{}", beside(&line.problem, &numbers(timing, check)))?,
-        _ if line.failed.is_some() => writeln!(out, "{}", beside(&line.problem, "  WRONG"))?,
-        _ => writeln!(out, "{}", beside(&line.problem, "  skipped"))?,
+        _ if line.failed.is_some() => writeln!(out, "{}", beside(&line.problem, &format!("  {RED}WRONG{RED:#}")))?,
+        _ => writeln!(out, "{}", beside(&line.problem, &format!("  {FAINT}skipped{FAINT:#}")))?,
     }
     if let Some(work) = &line.work {
-        writeln!(out, "{}", wrap(&details(work, line.check.as_ref(), line.timing.as_ref()), 4))?;
+        writeln!(out, "{FAINT}{}{FAINT:#}", wrap(&details(work, line.check.as_ref(), line.timing.as_ref()), 4))?;
+    }
+    if let Some(versus) = &line.versus {
+        writeln!(out, "{}", wrap(&ratio(versus), 4))?;
     }
     if let Some(failed) = &line.failed {
-        writeln!(out, "{}", wrap(&format!("failed: {failed}"), 4))?;
+        writeln!(out, "{RED}{}{RED:#}", wrap(&format!("failed: {failed}"), 4))?;
     }
     if let Some(skipped) = &line.skipped {
         writeln!(out, "{}", wrap(&format!("skipped: {skipped}"), 4))?;
@@ -83,6 +93,12 @@ fn numbers(timing: &Timing, check: &Check) -> String {
     ])
 }
 
+fn ratio(Versus { versus, ratio, ratio_low, ratio_high }: &Versus) -> String {
+    let names: Vec<_> = versus.split(" + ").collect();
+    let [ratio, low, high] = [ratio, ratio_low, ratio_high].map(|ratio| significant(*ratio));
+    format!("takes {ratio} × as long as {}, 95 % between {low} and {high}", counted(&names))
+}
+
 fn details(work: &Work, check: Option<&Check>, timing: Option<&Timing>) -> String {
     let names: Vec<_> = work.path.split(" + ").collect();
     let plural = if work.dispatches == 1 { "" } else { "es" };
@@ -95,7 +111,12 @@ fn details(work: &Work, check: Option<&Check>, timing: Option<&Timing>) -> Strin
             more => format!(" ({more} outliers)"),
         };
         let (low, high) = (duration(timing.p05_ms), duration(timing.p95_ms));
-        text += &format!("; {} runs{outliers}, 90 % within {low} and {high}", timing.runs);
+        let (runs, cache) = (timing.runs, &timing.cache);
+        text += &format!("; {runs} runs{outliers}, caches {cache}, 90 % within {low} and {high}");
+        if let Some(Bound { bound, bound_share, bound_per_second }) = &timing.bound {
+            let unit = if bound == "bandwidth" { "B/s" } else { "FLOP/s" };
+            text += &format!("; {:.0} % of {bound} at {}", 100.0 * bound_share, rate(*bound_per_second, unit));
+        }
     }
     if let Some(check) = check {
         text += &format!("; tolerance {:.1e}, rows checked: {}", check.tolerance_of_scale, check.checked_rows);
@@ -115,7 +136,7 @@ pub(crate) fn summary(out: &mut impl Write, lines: &[Line]) -> io::Result<()> {
     let measured = lines.len() - failed - skipped;
     for (warning, problems) in warnings(lines) {
         let whose = if problems.len() == measured { "every line".into() } else { problems.join(" · ") };
-        writeln!(out, "{}", wrap(&format!("warning: {warning} ({whose})"), 0))?;
+        writeln!(out, "{YELLOW}{}{YELLOW:#}", wrap(&format!("warning: {warning} ({whose})"), 0))?;
     }
     writeln!(out, "{measured} measured, {failed} wrong, {skipped} skipped")
 }

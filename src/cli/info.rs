@@ -2,22 +2,30 @@
 
 use std::io::{self, Write};
 
+use regard::bench::Roofline;
 use regard::capabilities::{Backend, Capabilities, CooperativeMatrix};
 use regard::gpu::{Kind, adapters};
 use regard::op::Technique;
 use regard::ops::REGISTRY;
 use regard::tensor::Dtype;
-use regard::{Device, DeviceOptions};
+use regard::{Cache, Device, DeviceOptions, Select};
 use serde::Serialize;
 
+use super::bench_table::peaks;
 use super::text::{bytes, wrap};
-use super::{Ending, Result};
+use super::{Ending, Result, parse_select};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
+    /// Measures what a device can do at most, anew, and keeps it for `regard bench`; takes a few seconds
+    #[arg(long)]
+    roofline: bool,
+    /// The device to measure: auto, gpu, cpu, or part of an adapter's name
+    #[arg(long, default_value = "auto", value_parser = parse_select, requires = "roofline")]
+    device: Select,
 }
 
 #[derive(Debug, Serialize)]
@@ -69,11 +77,26 @@ struct Choice {
 }
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
+    if args.roofline {
+        return roofline(args, out);
+    }
     let info = gather();
     if args.json {
         writeln!(out, "{}", serde_json::to_string(&info).map_err(io::Error::from)?)?;
     } else {
         print(out, &info)?;
+    }
+    Ok(Ending::Good)
+}
+
+fn roofline(args: &Args, out: &mut impl Write) -> Result {
+    let device = Device::new(&DeviceOptions { select: args.device.clone(), ..DeviceOptions::default() })?;
+    let roofline = Roofline::measure(&device, &Cache::User)?;
+    if args.json {
+        writeln!(out, "{}", serde_json::to_string(&roofline).map_err(io::Error::from)?)?;
+    } else {
+        writeln!(out, "{}", roofline.device)?;
+        writeln!(out, "{}", wrap(&peaks(&roofline), 2))?;
     }
     Ok(Ending::Good)
 }

@@ -1,10 +1,13 @@
 //! The command line: parse, call the library, print.
 
 mod bench;
+mod bench_output;
 mod bench_table;
+mod bench_tasks;
 mod embed;
 mod info;
 mod run;
+mod shell;
 mod text;
 mod verify;
 mod verify_table;
@@ -12,7 +15,7 @@ mod verify_table;
 use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use regard::{Error, Select};
 
 /// Attention on any GPU: measure it, verify it, run it.
@@ -37,6 +40,10 @@ enum Command {
     Run(run::Args),
     /// Turns each line of standard input into a vector with a sentence-embedding model
     Embed(embed::Args),
+    /// Prints a script that completes this command line in a shell
+    Completions(shell::Args),
+    /// Prints a man page
+    Man,
 }
 
 /// How a command ended, when it ended in order.
@@ -74,13 +81,16 @@ pub(crate) type Result = std::result::Result<Ending, Failure>;
 /// Runs the command that the arguments name.
 pub(crate) fn main() -> ExitCode {
     let cli = Cli::parse();
-    let mut out = io::stdout();
+    // Colours go to terminals only, and nowhere with NO_COLOR.
+    let mut out = anstream::stdout();
     let result = match &cli.command {
         Command::Info(args) => info::run(args, &mut out),
         Command::Verify(args) => verify::run(args, &mut out),
         Command::Bench(args) => bench::run(args, &mut out),
         Command::Run(args) => run::run(args, &mut out),
         Command::Embed(args) => embed::run(args, &mut out),
+        Command::Completions(args) => shell::completions(args, &mut Cli::command(), &mut out),
+        Command::Man => shell::man(&Cli::command(), &mut out),
     };
     let result = result.and_then(|ending| Ok(out.flush().map(|()| ending)?));
     ExitCode::from(exit_code(&result))
@@ -118,8 +128,6 @@ pub(crate) fn parse_select(text: &str) -> std::result::Result<Select, std::conve
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -12,7 +12,7 @@ use regard::plan::Outputs;
 use regard::{Device, DeviceOptions, Dtype, Error, HostTensor, Plan, Select, Strategy};
 use serde_json::{Map, Value, json};
 
-use super::bench::parse_strategy;
+use super::bench_tasks::parse_strategy;
 use super::{Ending, Result, parse_select};
 
 #[derive(Debug, clap::Args)]

@@ -24,6 +24,16 @@ pub(crate) fn duration(ms: f64) -> String {
     }
 }
 
+/// A rate with a decimal prefix, such as `305 GFLOP/s`.
+pub(crate) fn rate(per_second: f64, unit: &str) -> String {
+    let prefixes = [(1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")];
+    let fits = prefixes.iter().find(|(least, _)| per_second >= *least);
+    fits.map_or_else(
+        || format!("{} {unit}", significant(per_second)),
+        |(least, prefix)| format!("{} {prefix}{unit}", significant(per_second / least)),
+    )
+}
+
 /// Three significant digits, all of those before the point.
 pub(crate) fn significant(value: f64) -> String {
     match value.abs() {
@@ -76,6 +86,10 @@ mod tests {
         assert_eq!([bytes(0), bytes(1023), bytes(1536), bytes(8 << 20)], ["0 B", "1023 B", "1.50 KiB", "8.00 MiB"]);
         assert_eq!([duration(1234.0), duration(12.345), duration(0.5)], ["1.23 s", "12.3 ms", "500 µs"]);
         assert_eq!(significant(1e-7), "1.0e-7");
+        assert_eq!(
+            [rate(3.05e11, "FLOP/s"), rate(2e6, "B/s"), rate(7.0, "B/s")],
+            ["305 GFLOP/s", "2.00 MB/s", "7.00 B/s"]
+        );
         assert_eq!(counted(&["a", "b", "a"]), "2 × a + b");
         assert!(wrap(&"word ".repeat(60), 4).lines().all(|line| line.chars().count() <= WIDTH));
     }

@@ -1,0 +1,168 @@
+//! The command `regard bench` on the CPU backend: what it prints and writes, and what it says of bad use and broken files.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+const PROBLEM: &str = "b=1,h=2,s=33,d=8,causal";
+
+/// The command, whose caches are this test's own.
+fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_regard"));
+    command.args(arguments).env("XDG_CACHE_HOME", place("cache")).stdin(Stdio::null());
+    command
+}
+
+fn place(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("bench-{name}"))
+}
+
+fn bench(arguments: &[&str]) -> Output {
+    command(&[&["bench", "--device", "cpu", "--budget", "0"], arguments].concat()).output().unwrap()
+}
+
+/// Exit code, standard output, standard error.
+fn parts(output: &Output) -> (Option<i32>, String, String) {
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    (output.status.code(), text(&output.stdout), text(&output.stderr))
+}
+
+fn good(arguments: &[&str]) -> String {
+    let (code, printed, complaint) = parts(&bench(arguments));
+    assert_eq!((code, complaint.as_str()), (Some(0), ""), "{printed}");
+    printed
+}
+
+fn lines(text: &str) -> Vec<Value> {
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn refused(arguments: &[&str], expected: &[&str]) {
+    let (code, printed, complaint) = parts(&bench(arguments));
+    assert_eq!((code, printed.as_str()), (Some(2), ""), "{arguments:?}: {complaint}");
+    for part in expected {
+        assert!(complaint.contains(part), "{arguments:?}: `{part}` is not in {complaint}");
+    }
+}
+
+#[test]
+fn a_line_says_how_it_was_measured() {
+    let printed = lines(&good(&["--problem", PROBLEM, "--runs", "7", "--json"]));
+    let [line] = &printed[..] else { panic!("{printed:?}") };
+    assert_eq!((&line["runs"], &line["cache"], &line["clock"]), (&7.into(), &"cold".into(), &"host clock".into()));
+    assert_eq!(line["samples_ms"].as_array().unwrap().len(), 7);
+    assert!(line["threads"].as_u64().unwrap() > 0 && line["path"] == "attention_native");
+    assert!(line["bound_share"].as_f64().unwrap() > 0.0 && line["max_ms"].as_f64() >= line["median_ms"].as_f64());
+    assert!(line["warnings"].to_string().contains("fewer than 10 runs"), "{line}");
+    let warm = lines(&good(&["--problem", PROBLEM, "--warm", "--json"]));
+    assert_eq!(warm[0]["cache"], "warm");
+}
+
+#[test]
+fn two_ways_have_a_ratio() {
+    let compare = ["--problem", PROBLEM, "--compare", "fused,unfused", "--runs", "30"];
+    let printed = lines(&good(&[&compare[..], &["--json"]].concat()));
+    let [first, second] = &printed[..] else { panic!("{printed:?}") };
+    assert!(first.get("ratio").is_none() && first["problem"].as_str().unwrap().ends_with("strategy=fused"));
+    let [ratio, low, high] = ["ratio", "ratio_low", "ratio_high"].map(|key| second[key].as_f64().unwrap());
+    assert!(low <= ratio && ratio <= high && second["versus"] == first["path"], "{second}");
+    let table = good(&compare);
+    assert!(table.contains("× as long as attention_native, 95 % between"), "{table}");
+    refused(&["--problem", PROBLEM, "--compare", "fused,fast"], &["no technique `fast`", "split"]);
+    refused(&["--problem", PROBLEM, "--compare", "fused"], &["not two different ways"]);
+    refused(&["--suite", "layer", "--compare", "fused,unfused"], &["about attention problems"]);
+}
+
+#[test]
+fn suites_of_ones_own() {
+    let path = place("suite.toml");
+    let path = path.to_str().unwrap();
+    fs::write(path, "name = \"mine\"\n[[sweep]]\nb = 1\nh = 2\ns = [8, 9]\nd = 8\ncausal = [true, false]\n").unwrap();
+    let printed = lines(&good(&["--suite", path, "--json"]));
+    let problems: Vec<_> = printed.iter().map(|line| line["problem"].as_str().unwrap()).collect();
+    assert_eq!(problems, ["b=1,h=2,s=8,d=8,causal", "b=1,h=2,s=9,d=8,causal", "b=1,h=2,s=8,d=8", "b=1,h=2,s=9,d=8"]);
+    assert!(printed.iter().all(|line| line["suite"] == "mine"));
+    for (text, expected) in [
+        ("problems = [\"b=1,h=8,d=4\"]", "line 1: problem: `s=` is missing"),
+        ("\n\nproblems = 3", "line 3"),
+        ("[[sweep]]\nb = 1\nk = 2", "unknown key `k`"),
+    ] {
+        fs::write(path, text).unwrap();
+        refused(&["--suite", path], &[path, expected]);
+    }
+    refused(&["--suite", "/nowhere/suite.toml"], &["/nowhere/suite.toml: No such file"]);
+    refused(&["--suite", "fastest"], &["`fastest` is not one of quick, fa, triton"]);
+}
+
+#[test]
+fn commas_colours_and_traces() {
+    let path = place("trace.json");
+    let printed =
+        good(&["--problem", &format!("{PROBLEM},strategy=unfused"), "--csv", "--profile", path.to_str().unwrap()]);
+    let rows: Vec<_> = printed.lines().collect();
+    assert!(rows.len() == 2 && rows[0].starts_with("date,version,commit,suite,problem,") && !printed.contains('\x1b'));
+    let trace: Value = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    let steps = trace.as_array().unwrap().iter().filter(|event| event["ph"] == "X").count();
+    assert!(steps > 1, "{trace}");
+    assert!(!good(&["--problem", PROBLEM]).contains('\x1b'), "nobody asked for colours");
+}
+
+#[test]
+fn what_cannot_be_written_is_said() {
+    refused(&["--problem", PROBLEM, "--out", "/nowhere/lines.jsonl"], &["/nowhere/lines.jsonl: No such file"]);
+    refused(&["--problem", PROBLEM, "--profile", "/nowhere/trace.json"], &["/nowhere/trace.json: No such file"]);
+    refused(&["--problem", PROBLEM, "--budget", "-1"], &["not a number of seconds"]);
+    refused(&["--problem", PROBLEM, "--runs", "0"], &["--runs"]);
+    if !Path::new("/dev/full").exists() {
+        return;
+    }
+    let (code, _, complaint) = parts(&bench(&["--problem", PROBLEM, "--out", "/dev/full"]));
+    assert!(code == Some(1) && complaint.contains("/dev/full: No space left on device"), "{complaint}");
+    for form in [&[][..], &["--json"], &["--csv"]] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let arguments = [&["bench", "--device", "cpu", "--budget", "0", "--problem", PROBLEM][..], form].concat();
+        let output = command(&arguments).stdout(full).output().unwrap();
+        let (code, _, complaint) = parts(&output);
+        assert!(code == Some(1) && complaint.contains("No space left on device"), "{complaint}");
+    }
+}
+
+/// What was measured before Ctrl-C is in the file, whole.
+#[cfg(unix)]
+#[test]
+fn interrupted_runs_leave_their_lines() {
+    let path = place("interrupted.jsonl");
+    let _ = fs::remove_file(&path);
+    let mut arguments = vec!["bench", "--device", "cpu", "--budget", "0.3", "--out", path.to_str().unwrap()];
+    arguments.extend(["--problem", PROBLEM].repeat(200));
+    let mut child = command(&arguments).stdout(Stdio::null()).spawn().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while fs::read_to_string(&path).unwrap_or_default().lines().count() < 2 {
+        assert!(Instant::now() < deadline && child.try_wait().unwrap().is_none(), "no line came");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let status = child.wait().unwrap();
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(2), "{status}");
+    let text = fs::read_to_string(&path).unwrap();
+    let lines = lines(&text);
+    assert!((2..200).contains(&lines.len()) && text.ends_with('\n'));
+    assert!(lines.iter().all(|line| line["median_ms"].as_f64().unwrap() > 0.0));
+}
+
+#[test]
+fn peaks_completions_and_pages() {
+    let run = |arguments: &[&str]| {
+        let (code, printed, complaint) = parts(&command(arguments).output().unwrap());
+        assert_eq!(code, Some(0), "{complaint}");
+        printed
+    };
+    let peaks: Value = serde_json::from_str(&run(&["info", "--roofline", "--device", "cpu", "--json"])).unwrap();
+    assert!(peaks["flops_f32"].as_f64().unwrap() > 1e8 && peaks["bytes"].as_f64().unwrap() > 1e8, "{peaks}");
+    assert!(run(&["completions", "bash"]).contains("--compare"));
+    assert!(run(&["man"]).contains(".SH REGARD BENCH"));
+    assert_eq!(parts(&command(&["completions", "tcl"]).output().unwrap()).0, Some(2));
+}
