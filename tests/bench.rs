@@ -114,7 +114,7 @@ fn commas_colours_and_traces() {
 fn what_cannot_be_written_is_said() {
     refused(&["--problem", PROBLEM, "--out", "/nowhere/lines.jsonl"], &["/nowhere/lines.jsonl: No such file"]);
     refused(&["--problem", PROBLEM, "--profile", "/nowhere/trace.json"], &["/nowhere/trace.json: No such file"]);
-    refused(&["--problem", PROBLEM, "--budget", "-1"], &["not a number of seconds"]);
+    refused(&["--problem", PROBLEM, "--budget=-1"], &["not a number of seconds"]);
     refused(&["--problem", PROBLEM, "--runs", "0"], &["--runs"]);
     if !Path::new("/dev/full").exists() {
         return;
@@ -161,7 +161,7 @@ fn peaks_completions_and_pages() {
         printed
     };
     let peaks: Value = serde_json::from_str(&run(&["info", "--roofline", "--device", "cpu", "--json"])).unwrap();
-    assert!(peaks["flops_f32"].as_f64().unwrap() > 1e8 && peaks["bytes"].as_f64().unwrap() > 1e8, "{peaks}");
+    assert!(peaks["flops_f32"].as_f64().unwrap() > 1e8 && peaks["bytes_copied"].as_f64().unwrap() > 1e8, "{peaks}");
     assert!(run(&["completions", "bash"]).contains("--compare"));
     assert!(run(&["man"]).contains(".SH REGARD BENCH"));
     assert_eq!(parts(&command(&["completions", "tcl"]).output().unwrap()).0, Some(2));

@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use common::{Subject, Verdict, each_device, each_of, run};
 use embed::{ALL_FEATURES, wgpu_device};
 use libtest_mimic::{Completion, Failed, Trial};
+use regard::bench::{Bench, CacheState, Settings};
 use regard::capabilities::Backend;
 use regard::case::CaseInput;
 use regard::compare::{NanMeans, Tolerance, compare};
@@ -287,6 +288,8 @@ fn without_features(subject: &Subject) -> Verdict {
     let profile = plan.profile()?;
     assert_eq!((profile.steps.len(), profile.clock), (1, Clock::HostNoTimestamps));
     assert!(profile.clock.describe().contains("no timestamps"));
+    let bench = Bench::new(device, Settings { cache: CacheState::Warm, ..Settings::default() })?;
+    assert!(bench.clock().contains("µs of an empty submission, the device has no timestamps"), "{}", bench.clock());
     Ok(Completion::Completed)
 }
 

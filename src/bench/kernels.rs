@@ -16,9 +16,10 @@ use crate::op::Technique;
 use crate::ops::{
     AppendKv, Assign, AttentionCombine, AttentionSplit, AxisPadding, AxisSlice, Binary, Cast, Concat, Conv2d, Counted,
     Dequantize, Elementwise, Embedding, FmaChain, GatherPages, Gru, ImageLayout, LayerNorm, Layout, LinearAttention,
-    LocallyConnected, LogSumExp, Lstm, MaskScores, MatMul, MaxPoolIndices, MergeHeads, NormRule, Operand, Operands,
-    Pad, Padding, Pairs, Pool2d, PoolKind, PositionRule, Quantize, Reduce, ReducedAxes, Reduction, RmsNorm, Rotary,
-    Rounding, ScoreRule, Slice, Softmax, SplitHeads, Statistics, Step, TensorScatter, Transpose, Unary, Window2d, Wrap,
+    LocallyConnected, LogSumExp, Lstm, MaskScores, MatMul, MatrixChain, MaxPoolIndices, MergeHeads, NormRule, Operand,
+    Operands, Pad, Padding, Pairs, Pool2d, PoolKind, PositionRule, Quantize, Reduce, ReducedAxes, Reduction, RmsNorm,
+    Rotary, Rounding, ScoreRule, Slice, Softmax, SplitHeads, Statistics, Step, TensorScatter, Transpose, Unary,
+    Window2d, Wrap, matrix_chain_factor,
 };
 use crate::plan::PlanOptions;
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
@@ -203,6 +204,12 @@ fn cases() -> Vec<Case> {
             vec![input(&[16_384, 64])],
             // Each step rounds twice, and a factor of 3/4 leaves four times that.
             Tolerance::of_scale(8.0 * EPSILON_F32),
+        ),
+        Case::new(
+            "matrix_chain groups=256,steps=64,16x16x16",
+            MatrixChain { groups: 256, steps: 64 },
+            vec![matrix_chain_factor(&[8, 16, 16], 3), matrix_chain_factor(&[16, 16], 1)],
+            exact,
         ),
         pool2d("global average", PoolKind::Average(Counted::Image), [56, 56]),
     ]

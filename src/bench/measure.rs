@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::cold::CacheState;
+use super::host::{processor, too_large};
 use super::report::{Check, Line, StepTime, Timing, Versus};
 use super::roofline::{Roofline, threads};
 use super::statistics::Statistics;
@@ -16,7 +17,7 @@ use crate::device::Device;
 use crate::error::{Error, Result};
 use crate::gpu::adapters;
 use crate::op::Rows;
-use crate::plan::{Plan, PlanDescription, StepDescription};
+use crate::plan::{Plan, StepDescription};
 use crate::tensor::HostTensor;
 
 /// How to measure.
@@ -275,14 +276,6 @@ fn steps(plan: &mut Plan, timing: &Timing, stopwatch: &mut Stopwatch) -> Result<
     Ok(steps.iter().enumerate().map(|(at, step)| time(step, median(at) * 1e3)).collect())
 }
 
-/// The host's processor; empty where the system does not say so in `/proc`.
-fn processor() -> String {
-    // No figure depends on it.
-    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let name = text.lines().find_map(|line| line.strip_prefix("model name")?.split_once(':'));
-    name.map_or_else(String::new, |(_, name)| name.trim().to_owned())
-}
-
 /// A device that lacks what a task needs: a skip, or an error where the user asked for this very task.
 fn refuse(line: Line, task: &Task, error: Error) -> Result<Prepared> {
     match (&error, task.refusal) {
@@ -311,25 +304,9 @@ fn check(task: &Task, got: &HostTensor, expected: &HostTensor) -> (Check, Compar
     (check, comparison)
 }
 
-/// Why a problem does not fit into the host's memory, where its inputs, its reference and perhaps its plan live.
-fn too_large(plan: &PlanDescription, task: &Task) -> Option<String> {
-    let free = free_bytes()?;
-    // Drawn, widened to f64 by the reference, and an output in three copies of f64 while it is compared.
-    let inputs = task.inputs.iter().map(|(_, input)| input.desc.bytes() + 8 * input.desc.len() as u64).sum();
-    let outputs = task.graph.outputs().map(|(_, desc)| 24 * desc.len() as u64).sum();
-    let needed = [inputs, outputs, plan.peak_bytes()].into_iter().fold(0, u64::saturating_add);
-    (needed > free).then(|| format!("it needs {needed} bytes of the host's memory with its check, and {free} are free"))
-}
-
-/// Memory that can be had without swapping; `None` where the system does not say so in `/proc`.
-fn free_bytes() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::host::free_bytes;
     use super::*;
 
     const SHORT: Settings = Settings {

@@ -2,8 +2,13 @@
 //!
 //! A [`Task`] is a problem made ready: what runs, its inputs, and what the result must be. [`Bench`] checks it against the
 //! f64 definition and then times it; what it found is a [`Line`].
+//!
+//! Runs are timed one by one, after a warm-up that ends when they are steady, each with caches that were overwritten before it
+//! ([`CacheState`]), by timestamps of the GPU where there are some. [`Roofline`] holds the peaks of a device, measured on it, which
+//! lines are compared with.
 
 mod cold;
+mod host;
 mod kernels;
 mod measure;
 mod problem;

@@ -1,10 +1,12 @@
 //! What a device can do at most, measured on it: operations and bytes a second.
 //!
-//! Arithmetic is that of [`FmaChain`], whose data are in registers. Bandwidth is that of a copy, bytes read and written counted
-//! both, between buffers larger than the caches. Both are the best of some runs, and both results are checked.
+//! Arithmetic is that of [`FmaChain`] and, on cooperative matrices, of [`MatrixChain`], whose data are in registers. Bandwidth is
+//! that of a copy, bytes read and written counted both, or of means of long rows, which only read: whichever is more, and both over
+//! buffers larger than the caches. Each is the best of some runs, and each result is checked.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use directories::ProjectDirs;
@@ -20,7 +22,7 @@ use crate::device::{Cache, Device};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::op::{Op, Rows};
-use crate::ops::FmaChain;
+use crate::ops::{FmaChain, MatrixChain, Reduce, ReducedAxes, Reduction, matrix_chain_factor};
 use crate::plan::Plan;
 use crate::tensor::{Dtype, HostTensor};
 
@@ -42,8 +44,13 @@ pub struct Roofline {
     pub flops_f32: f64,
     /// The same in f16, where the device computes in it.
     pub flops_f16: Option<f64>,
-    /// Bytes read and written a second.
-    pub bytes: f64,
+    /// The same of cooperative matrices that multiply f16 and add up in f32, where the device has some.
+    #[serde(default)]
+    pub flops_matrices: Option<f64>,
+    /// Bytes a second of a copy, those read and those written.
+    pub bytes_copied: f64,
+    /// Bytes a second that are read where hardly any are written.
+    pub bytes_read: f64,
 }
 
 impl Roofline {
@@ -72,7 +79,9 @@ impl Roofline {
             date: humantime::format_rfc3339_seconds(SystemTime::now()).to_string(),
             flops_f32: arithmetic(device, Dtype::F32)?,
             flops_f16: if computes_f16 { Some(arithmetic(device, Dtype::F16)?) } else { None },
-            bytes: bandwidth(device)?,
+            flops_matrices: capabilities.matrix_edge().map(|edge| matrices(device, edge as usize)).transpose()?,
+            bytes_copied: copying(device)?,
+            bytes_read: reading(device)?,
         };
         if let (Some(path), Ok(text)) = (path(device, cache), serde_json::to_string(&found)) {
             // Without the file it is measured again, and nothing else changes.
@@ -81,23 +90,26 @@ impl Roofline {
         Ok(found)
     }
 
-    /// Which peak some work meets first, and how near it comes in so many seconds. `None` for cooperative matrices, whose peak is
-    /// another, and for work that is nothing.
+    /// Which peak some work meets first, and how near it comes in so many seconds. Arithmetic is that of cooperative matrices where a
+    /// kernel uses them, else f32, in which every other kernel adds up. `None` where a peak is not known, and for work that is nothing.
     pub fn bound(&self, work: &Work, seconds: f64) -> Option<Bound> {
-        let matrices = work.features.iter().any(|feature| feature == "cooperative matrices");
-        let (arithmetic, moving) = (work.flops_exact as f64 / self.flops_f32, work.bytes as f64 / self.bytes);
+        let on_matrices = work.features.iter().any(|feature| feature == "cooperative matrices");
+        let flops = if on_matrices { self.flops_matrices? } else { self.flops_f32 };
+        let bytes = self.bytes_copied.max(self.bytes_read);
+        let (arithmetic, moving) = (work.flops_exact as f64 / flops, work.bytes as f64 / bytes);
         let least = arithmetic.max(moving);
-        if seconds <= 0.0 || least <= 0.0 || matrices {
+        if seconds <= 0.0 || least <= 0.0 {
             return None;
         }
-        let (bound, peak) =
-            if arithmetic >= moving { ("arithmetic", self.flops_f32) } else { ("bandwidth", self.bytes) };
+        let (bound, peak) = if arithmetic >= moving { ("arithmetic", flops) } else { ("bandwidth", bytes) };
         Some(Bound { bound: bound.into(), bound_share: least / seconds, bound_per_second: peak })
     }
 
     fn read(path: &Path, device: &Device) -> Option<Self> {
         let found: Self = serde_json::from_str(&fs::read_to_string(path).ok()?).ok()?;
-        let whole = [found.flops_f32, found.bytes, found.flops_f16.unwrap_or(1.0)].iter().all(|peak| *peak > 0.0);
+        let optional = [found.flops_f16, found.flops_matrices].map(|peak| peak.unwrap_or(1.0));
+        let whole =
+            [found.flops_f32, found.bytes_copied, found.bytes_read].iter().chain(&optional).all(|peak| *peak > 0.0);
         let ours = (found.schema.as_str(), &found.device, found.threads)
             == (SCHEMA, &device.name(), threads(device.capabilities()));
         (whole && ours).then_some(found)
@@ -136,53 +148,103 @@ const BUDGET: Duration = Duration::from_millis(400);
 /// Most steps of a chain.
 const MOST_STEPS: u32 = 1 << 15;
 
-/// Multiply-adds a second, times two.
+/// Operations a second of multiply-adds in registers.
 fn arithmetic(device: &Device, dtype: Dtype) -> Result<f64> {
-    // Half a million lanes of a GPU, or 512 KiB for the host's cores.
-    let rows = if on_host(device.capabilities()) { 1 << 11 } else { 1 << 16 };
+    // Half a million lanes of a GPU, or whole tasks of the host's cores, 480 KiB.
+    let rows = if on_host(device.capabilities()) { 1920 } else { 1 << 16 };
     let x = CaseInput::normal(dtype, &[rows, 64], 0.25).draw(1);
+    let tolerance = Tolerance::of_scale(if dtype == Dtype::F16 { 4e-3 } else { 5e-7 });
+    peak(|steps| {
+        let chain = FmaChain { steps, factor: 0.75, addend: 0.25 };
+        Chained::new(device, chain, &[&x], tolerance)
+    })
+}
+
+/// Operations a second of products of cooperative matrices in registers.
+fn matrices(device: &Device, edge: usize) -> Result<f64> {
+    let groups = if on_host(device.capabilities()) { 1 << 6 } else { 1 << 13 };
+    let [a, b] = [matrix_chain_factor(&[8, edge, edge], 3), matrix_chain_factor(&[edge, edge], 1)].map(|x| x.draw(1));
+    peak(|steps| Chained::new(device, MatrixChain { groups, steps }, &[&a, &b], Tolerance::of_scale(0.0)))
+}
+
+/// A chain that has run once and was right.
+struct Chained {
+    plan: Plan,
+    flops: u64,
+}
+
+/// Operations a second of a chain that is as long as it takes.
+fn peak(chain: impl Fn(u32) -> Result<Chained>) -> Result<f64> {
     let mut steps = 256;
     loop {
-        let chain = FmaChain { steps, factor: 0.75, addend: 0.25 };
-        let mut plan = chain_plan(device, &x, chain)?;
-        plan.measure()?;
+        let Chained { mut plan, flops } = chain(steps)?;
         let seconds = plan.measure()?.seconds.max(1e-9);
         if seconds >= LONG.as_secs_f64() || steps == MOST_STEPS {
-            return Ok(chain.cost(&[x.desc().clone()]).flops as f64 / best(&mut plan)?);
+            return Ok(flops as f64 / best(&mut plan)?);
         }
         let missing = (1.5 * LONG.as_secs_f64() / seconds).clamp(2.0, 16.0);
         steps = MOST_STEPS.min((f64::from(steps) * missing) as u32 / 8 * 8);
     }
 }
 
-/// A plan of one chain, which has run once and was right.
-fn chain_plan(device: &Device, x: &HostTensor, chain: FmaChain) -> Result<Plan> {
-    let mut graph = Graph::new();
-    let input = graph.input("x", x.desc().clone())?;
-    let output = graph.fma_chain(input, chain)?;
-    graph.output("y", output)?;
-    let mut plan = Plan::new(device, &graph)?;
-    let got = plan.run(&[("x", x)])?.remove("y").expect("the graph has this output");
-    let expected = chain.reference(&[x], Rows::Every(1021)).remove(0);
-    let tolerance = Tolerance::of_scale(if x.desc().dtype == Dtype::F16 { 4e-3 } else { 5e-7 });
-    let comparison = compare(&got, &expected, tolerance, NanMeans::NotSampled);
-    if !comparison.passed() {
-        return Err(Error::Device(format!("{}: a chain of multiply-adds is wrong: {comparison}", device.name())));
+impl Chained {
+    fn new(device: &Device, chain: impl Op, inputs: &[&HostTensor], tolerance: Tolerance) -> Result<Self> {
+        let descs: Vec<_> = inputs.iter().map(|input| input.desc().clone()).collect();
+        let (name, flops) = (chain.name(), chain.cost(&descs).flops);
+        let expected = chain.reference(inputs, Rows::Every(1021)).remove(0);
+        let names: Vec<_> = (0..inputs.len()).map(|at| format!("in{at}")).collect();
+        let mut graph = Graph::new();
+        let tensors: Result<Vec<_>> =
+            names.iter().zip(&descs).map(|(name, desc)| graph.input(name, desc.clone())).collect();
+        let output = graph.add(chain, &tensors?)?[0];
+        graph.output("y", output)?;
+        let mut plan = Plan::new(device, &graph)?;
+        let named: Vec<_> = names.iter().map(String::as_str).zip(inputs.iter().copied()).collect();
+        let got = plan.run(&named)?.remove("y").expect("the graph has this output");
+        let comparison = compare(&got, &expected, tolerance, NanMeans::NotSampled);
+        if !comparison.passed() {
+            return Err(Error::Device(format!("{}: {name} is wrong: {comparison}", device.name())));
+        }
+        Ok(Self { plan, flops })
     }
-    Ok(plan)
 }
 
-/// Bytes read and written a second.
-fn bandwidth(device: &Device) -> Result<f64> {
-    let capabilities = device.capabilities();
+/// Bytes of a buffer that no cache holds.
+fn large(capabilities: &Capabilities) -> u64 {
     let bytes = if on_host(capabilities) { host_bytes() } else { DEVICE_BYTES };
-    let bytes = bytes.min(capabilities.binding_bytes);
+    bytes.min(capabilities.binding_bytes)
+}
+
+/// Bytes a second, read and written, of a copy.
+fn copying(device: &Device) -> Result<f64> {
+    let bytes = large(device.capabilities());
     let mut plan = copy(device, bytes)?;
     let seconds = best(&mut plan)?;
     if !copied(device, &plan)? {
         return Err(Error::Device(format!("{}: a copy of {bytes} bytes is wrong", device.name())));
     }
     Ok(2.0 * bytes as f64 / seconds)
+}
+
+/// Bytes a second of the means of long rows.
+fn reading(device: &Device) -> Result<f64> {
+    const ROW: usize = 4096;
+    let rows = usize::try_from(large(device.capabilities())).unwrap_or(usize::MAX) / 4 / ROW;
+    let row = |at: usize| (at % 61) as f32;
+    let x = HostTensor::f32(&[rows, ROW], (0..rows * ROW).map(|at| row(at / ROW)).collect())?;
+    let bytes = x.desc().bytes();
+    let mut graph = Graph::new();
+    let x = graph.weight("x", Arc::new(x))?;
+    let means = Reduce { reduction: Reduction::Mean, axes: vec![1], reduced: ReducedAxes::Dropped };
+    let means = graph.add(means, &[x])?[0];
+    graph.output("means", means)?;
+    let mut plan = Plan::new(device, &graph)?;
+    let got = plan.run(&[])?.remove("means").expect("the graph has this output").to_f64();
+    // Sums of whole numbers below 2^24 are exact, and 4,096 divides them exactly.
+    if got.iter().enumerate().any(|(at, &mean)| mean != f64::from(row(at))) {
+        return Err(Error::Device(format!("{}: means of {bytes} bytes are wrong", device.name())));
+    }
+    Ok(bytes as f64 / best(&mut plan)?)
 }
 
 /// Seconds of the shortest run.
@@ -209,7 +271,9 @@ mod tests {
             date: String::new(),
             flops_f32: 100e9,
             flops_f16: None,
-            bytes: 10e9,
+            flops_matrices: None,
+            bytes_copied: 8e9,
+            bytes_read: 10e9,
         }
     }
 
@@ -225,6 +289,8 @@ mod tests {
         assert_eq!(roofline.bound(&work(0, 0), 1.0), None);
         let matrices = Work { features: vec!["cooperative matrices".into()], ..work(1, 1) };
         assert_eq!(roofline.bound(&matrices, 1.0), None);
+        let roofline = Roofline { flops_matrices: Some(2.0), ..roofline };
+        assert_eq!(roofline.bound(&matrices, 1.0).unwrap().bound_share, 0.5);
     }
 
     #[test]
@@ -244,7 +310,7 @@ mod tests {
             Roofline { device: "another".into(), ..good.clone() },
             Roofline { schema: "regard.roofline/0".into(), ..good.clone() },
             Roofline { threads: 1000, ..good.clone() },
-            Roofline { bytes: 0.0, ..good.clone() },
+            Roofline { bytes_read: 0.0, ..good.clone() },
         ] {
             assert_eq!(read(&text(&bad)), None, "{bad:?}");
         }
@@ -262,7 +328,7 @@ mod tests {
             (Device::cpu(), std::env::temp_dir().join(format!("regard-peaks-{}", std::process::id())));
         let cache = Cache::Folder(folder.clone());
         let measured = Roofline::measure(&device, &cache).unwrap();
-        assert!(measured.flops_f32 > 1e8 && measured.bytes > 1e8, "{measured:?}");
+        assert!(measured.flops_f32 > 1e8 && measured.bytes_copied.min(measured.bytes_read) > 1e8, "{measured:?}");
         assert_eq!(Roofline::cached(&device, &cache).unwrap(), measured);
         fs::remove_dir_all(&folder).unwrap();
     }

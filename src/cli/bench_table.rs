@@ -43,10 +43,14 @@ pub(crate) fn header(out: &mut impl Write, device: &Device, bench: &Bench) -> io
 
 /// A device's peaks in words.
 pub(crate) fn peaks(roofline: &Roofline) -> String {
-    let Roofline { flops_f32, flops_f16, bytes, date, .. } = roofline;
-    let f16 = flops_f16.map_or_else(String::new, |flops| format!(", {} in f16", rate(flops, "FLOP/s")));
+    let Roofline { flops_f32, flops_f16, flops_matrices, bytes_copied, bytes_read, date, .. } = roofline;
+    let more = |flops: &Option<f64>, what: &str| {
+        flops.map_or_else(String::new, |flops| format!(", {} {what}", rate(flops, "FLOP/s")))
+    };
+    let (f16, matrices) = (more(flops_f16, "in f16"), more(flops_matrices, "on matrices"));
     let f32 = rate(*flops_f32, "FLOP/s");
-    format!("{f32} in f32{f16}, {} copied (read and written), measured {date}", rate(*bytes, "B/s"))
+    let (copied, read) = (rate(*bytes_copied, "B/s"), rate(*bytes_read, "B/s"));
+    format!("{f32} in f32{f16}{matrices}; {copied} copied (in and out), {read} read; measured {date}")
 }
 
 fn row([median, spread, tflops, exact, gbps, error]: [String; 6]) -> String {

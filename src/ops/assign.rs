@@ -1,6 +1,7 @@
 //! `assign`: a tensor takes another's value, in place. So a loop keeps what it has computed, such as the lengths of a cache.
 //!
-//! Techniques: `assign_words` (one lane per word of four bytes), `assign_native`.
+//! Techniques: `assign_fours` (four vectors of four words per lane, where that comes out even), `assign_words` (one word of four
+//! bytes per lane), `assign_native`.
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, 
 use crate::shader::{Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
+const FOURS: Source = wgsl!("assign_fours");
 const WORDS: Source = wgsl!("assign_words");
 
 /// The first tensor takes the value of the second.
@@ -30,6 +32,10 @@ impl Graph {
     pub fn assign(&mut self, target: Tensor, value: Tensor) -> Result<Tensor> {
         Ok(self.add(Assign, &[target, value])?[0])
     }
+}
+
+params! {
+    struct FoursParams { fours: u32 }
 }
 
 params! {
@@ -76,7 +82,10 @@ impl Op for Assign {
                 let run = |inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]| copy(inputs[1].bytes, outputs[0].bytes);
                 vec![Technique::Cpu(CpuKernel { name: "assign_native", run: Arc::new(run) })]
             }
-            Backend::Gpu => vec![Technique::Gpu(words(&inputs[0], capabilities))],
+            Backend::Gpu => {
+                let words = Some(words(&inputs[0], capabilities));
+                fours(&inputs[0], capabilities).into_iter().chain(words).map(Technique::Gpu).collect()
+            }
         }
     }
 }
@@ -88,6 +97,19 @@ const PIECE: usize = 1 << 20;
 fn copy(from: &[u8], to: &mut [u8]) {
     let piece = from.len().div_ceil(rayon::current_num_threads()).max(PIECE);
     to.par_chunks_mut(piece).zip(from.par_chunks(piece)).for_each(|(to, from)| to.copy_from_slice(from));
+}
+
+/// Bytes of a vector.
+const FOUR: u64 = 16;
+
+fn fours(target: &TensorDesc, capabilities: &Capabilities) -> Option<Launch> {
+    let fours = usize::try_from(target.bytes() / FOUR).unwrap_or(usize::MAX);
+    (target.bytes().is_multiple_of(FOUR) && fours > 0).then(|| Launch {
+        shader: Shader { main: FOURS, libraries: Vec::new(), constants: Vec::new() },
+        params: FoursParams { fours: index(fours) }.into(),
+        workgroups: fold(fours.div_ceil(1024), capabilities),
+        bindings: Bindings { inputs: vec![2, 1], outputs: vec![2] },
+    })
 }
 
 fn words(target: &TensorDesc, capabilities: &Capabilities) -> Launch {
@@ -106,7 +128,7 @@ fn words(target: &TensorDesc, capabilities: &Capabilities) -> Launch {
     }
 }
 
-/// Every size of element, ends within a word, nothing, more than one workgroup.
+/// Every size of element, ends within a word, nothing, more than one workgroup of words and of vectors.
 pub(super) fn cases() -> Vec<Case> {
     let case = |dtype: Dtype, shape: &[usize]| {
         let input = |first: u32| {
@@ -126,6 +148,8 @@ pub(super) fn cases() -> Vec<Case> {
         case(Dtype::F32, &[2, 0, 3]),
         case(Dtype::F32, &[]),
         case(Dtype::U32, &[3]),
+        case(Dtype::U32, &[4]),
+        case(Dtype::F32, &[3, 1372]),
         case(Dtype::BF16, &[3, 5]),
         case(Dtype::BF16, &[1024]),
         case(Dtype::I8, &[1]),

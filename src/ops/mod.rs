@@ -32,6 +32,7 @@ mod mask_cases;
 mod mask_scores;
 mod masks;
 mod matmul;
+mod matrix_chain;
 mod max_pool_indices;
 mod merge_heads;
 mod operands;
@@ -76,6 +77,8 @@ pub use lstm::{Direction, Gate, Lstm, LstmOptions, LstmOutputs, LstmTensors, Mas
 pub use mask_scores::{MaskScores, ScoreMasks};
 pub use masks::ScoreRule;
 pub use matmul::{Epilogue, MatMul, Zeros};
+pub use matrix_chain::MatrixChain;
+pub(crate) use matrix_chain::factor as matrix_chain_factor;
 pub use max_pool_indices::MaxPoolIndices;
 pub use merge_heads::MergeHeads;
 pub(crate) use operands::Sizes;
@@ -143,6 +146,7 @@ pub const REGISTRY: &[Entry] = &[
     Entry { name: "lstm", cases: lstm::cases },
     Entry { name: "gru", cases: gru::cases },
     Entry { name: "fma_chain", cases: fma_chain::cases },
+    Entry { name: "matrix_chain", cases: matrix_chain::cases },
 ];
 
 // Library files that several ops call.

@@ -5,12 +5,12 @@ use rayon::prelude::*;
 
 use super::args::{Elements, ElementsMut};
 
-/// Elements of one task.
-const CHUNK: usize = 1 << 11;
-
 /// Vectors whose chains go on at once: two units with a latency of four or five steps each, and two registers of sixteen left
 /// for factor and addend.
 const CHAINS: usize = 12;
+
+/// Elements of one task: whole blocks of chains, whatever the width of a vector up to 16.
+const CHUNK: usize = 10 * 16 * CHAINS;
 
 /// Each element after so many times `x = x · factor + addend`.
 #[derive(Debug, Clone, Copy)]
