@@ -1,16 +1,21 @@
 //! What a run costs besides its kernels: building a plan, and encoding and submitting one.
 //!
 //! Wall time of the host. Targets: a plan for the seed-2 layer under 1 ms with warm pipelines, encode and submit of ten
-//! steps under 200 µs on a software device.
+//! steps under 200 µs on a software device; 10 ms for a plan of twelve layers of BERT-base, 60 µs for encode and submit of the
+//! seed-2 layer.
 
 #[path = "common/mod.rs"]
 mod common;
+#[path = "../tests/common/encoder.rs"]
+mod encoder;
 
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
+use encoder::Encoder;
+use regard::capabilities::Backend;
 use regard::case::CaseInput;
 use regard::compare::{NanMeans, Tolerance, compare};
 use regard::ops::MatMul;
@@ -67,6 +72,38 @@ fn plan_building(criterion: &mut Criterion) {
     }
 }
 
+/// Twelve layers of BERT-base: what building a plan costs where there are many steps.
+fn model_building(criterion: &mut Criterion) {
+    let weights = Encoder::BERT_BASE.weights();
+    for device in common::devices() {
+        let graph = Encoder::BERT_BASE.graph(&weights).expect("shapes that fit");
+        let warm = Plan::new(&device, &graph).expect("the model fits");
+        eprintln!("{}: {} steps", common::short(&device), warm.describe().steps.len());
+        let mut group = criterion.benchmark_group(format!("{}/BERT-base, 12 layers", common::short(&device)));
+        group.bench_function("graph", |bencher| bencher.iter(|| Encoder::BERT_BASE.graph(black_box(&weights))));
+        group.bench_function("preview", |bencher| {
+            bencher.iter(|| Plan::preview(&device, &graph, &Default::default()).expect("the model fits"));
+        });
+        group.bench_function("plan", |bencher| {
+            bencher.iter_with_large_drop(|| Plan::new(&device, &graph).expect("the model fits"));
+        });
+        group.finish();
+        drop(warm);
+    }
+}
+
+/// The host's time for one submission of the plan, which is then waited for.
+fn submissions(plan: &mut Plan, runs: u64) -> Duration {
+    let timed = (0..runs).map(|_| {
+        let start = Instant::now();
+        plan.submit().expect("the device is there");
+        let elapsed = start.elapsed();
+        plan.read("y").expect("the device is there");
+        elapsed
+    });
+    timed.sum()
+}
+
 fn encode_and_submit(criterion: &mut Criterion) {
     for device in common::devices() {
         let mut graph = Graph::new();
@@ -80,18 +117,7 @@ fn encode_and_submit(criterion: &mut Criterion) {
         assert!(compare(&got["y"], &wanted["y"], Tolerance::of_scale(1e-5), NanMeans::Nan).passed());
 
         let mut group = criterion.benchmark_group(format!("{}/ten steps", common::short(&device)));
-        group.bench_function("encode and submit", |bencher| {
-            bencher.iter_custom(|runs| {
-                let timed = (0..runs).map(|_| {
-                    let start = Instant::now();
-                    plan.submit().expect("the device is there");
-                    let elapsed = start.elapsed();
-                    plan.read("y").expect("the device is there");
-                    elapsed
-                });
-                timed.sum::<Duration>()
-            });
-        });
+        group.bench_function("encode and submit", |bencher| bencher.iter_custom(|runs| submissions(&mut plan, runs)));
         group.bench_function("write, run and read", |bencher| {
             bencher.iter(|| plan.run(&[("x", &x)]).expect("the device is there"));
         });
@@ -99,5 +125,27 @@ fn encode_and_submit(criterion: &mut Criterion) {
     }
 }
 
-criterion_group! { name = benches; config = common::config(); targets = plan_building, encode_and_submit }
+/// The layer itself, and the same commands over one sequence: a software device runs the layer on the host's cores, whose caches
+/// and threads it takes from the next encoding.
+fn submit_the_layer(criterion: &mut Criterion) {
+    let weights = weights();
+    for device in common::devices().into_iter().filter(|device| device.capabilities().backend == Backend::Gpu) {
+        let mut group = criterion.benchmark_group(format!("{}/seed-2 layer", common::short(&device)));
+        for batch in [128, 1] {
+            let graph = layer(batch, &weights).expect("shapes that fit");
+            let mut plan = Plan::new(&device, &graph).expect("the layer fits");
+            let x = CaseInput::normal(Dtype::F32, &[batch, 32, 200], 1.0).draw(9);
+            plan.write("x", &x).expect("the device is there");
+            let name = format!("encode and submit, batch {batch}");
+            group.bench_function(name, |bencher| bencher.iter_custom(|runs| submissions(&mut plan, runs)));
+        }
+        group.finish();
+    }
+}
+
+criterion_group! {
+    name = benches;
+    config = common::config();
+    targets = plan_building, model_building, encode_and_submit, submit_the_layer
+}
 criterion_main!(benches);

@@ -4,6 +4,7 @@
 //! graph does not. What they save is traffic: an element-wise chain of its own reads and writes every element once more.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::graph::{Graph, Node, Origin, Tensor};
@@ -34,15 +35,62 @@ impl Rewrites {
     pub(crate) fn apply(self, graph: &mut Graph) {
         let kinds: [(bool, Merge); 2] = [(self.fold_epilogues, folded), (self.join_chains, joined)];
         for (_, merge) in kinds.into_iter().filter(|(wanted, _)| *wanted) {
-            let mut index = 0;
-            while index < graph.nodes.len() {
-                let merged = chains(graph, index).into_iter().find_map(|chain| Some((merge(graph, &chain)?, chain)));
-                match merged {
-                    Some((merged, chain)) => replace(graph, index, merged, chain),
-                    None => index += 1,
+            let mut links = Links::new(graph);
+            for index in 0..graph.nodes.len() {
+                let chains = chains(graph, &links, index);
+                let merged = chains.into_iter().find_map(|chain| Some((merge(graph, &chain)?, chain)));
+                if let Some((merged, chain)) = merged {
+                    replace(graph, &mut links, index, merged, chain);
                 }
             }
+            let mut gone = links.gone.into_iter();
+            graph.nodes.retain(|_| gone.next() == Some(false));
         }
+    }
+}
+
+/// Who makes, reads and changes each tensor, kept up to date as nodes merge: looking that up in the graph each time would take
+/// time with the square of its nodes.
+struct Links {
+    /// How often nodes read each root.
+    reads: Vec<usize>,
+    /// Roots that the graph's outputs keep.
+    kept: Vec<bool>,
+    /// The node that computes each root.
+    producer: Vec<Option<usize>>,
+    /// Nodes that change each memory in place, in order. These never merge.
+    changes: HashMap<usize, Vec<usize>>,
+    /// Nodes that others have taken over; they keep their places until all is done, and with them everybody's number.
+    gone: Vec<bool>,
+}
+
+impl Links {
+    fn new(graph: &Graph) -> Self {
+        let tensors = graph.tensors.len();
+        let mut links = Self {
+            reads: vec![0; tensors],
+            kept: vec![false; tensors],
+            producer: vec![None; tensors],
+            changes: HashMap::new(),
+            gone: vec![false; graph.nodes.len()],
+        };
+        for (_, output) in &graph.outputs {
+            links.kept[graph.root(*output)] = true;
+        }
+        for (index, node) in graph.nodes.iter().enumerate() {
+            node.inputs.iter().for_each(|&input| links.reads[graph.root(input)] += 1);
+            node.outputs.iter().for_each(|output| links.producer[output.index] = Some(index));
+            for update in node.op.updates() {
+                links.changes.entry(graph.memory(node.inputs[update.input])).or_default().push(index);
+            }
+        }
+        links
+    }
+
+    /// Whether a node after `first` and before `index` changes this memory in place.
+    fn is_changed(&self, memory: usize, first: usize, index: usize) -> bool {
+        let Some(changes) = self.changes.get(&memory) else { return false };
+        changes.get(changes.partition_point(|&at| at <= first)).is_some_and(|&at| at < index)
     }
 }
 
@@ -82,11 +130,11 @@ impl Chain {
 }
 
 /// The ways to see a node as a chain; none unless it is element-wise.
-fn chains(graph: &Graph, index: usize) -> Vec<Chain> {
+fn chains(graph: &Graph, links: &Links, index: usize) -> Vec<Chain> {
     let node = &graph.nodes[index];
     let Some(Elementwise { steps }) = of_kind(node) else { return Vec::new() };
     let chain = |(place, &value): (usize, &Tensor)| {
-        let first = only_producer(graph, index, value)?;
+        let first = only_producer(graph, links, index, value)?;
         let steps = started_at(steps, place)?;
         Some(Chain { first, value, steps, inputs: node.inputs.clone(), output: node.outputs[0] })
     };
@@ -110,21 +158,16 @@ fn started_at(steps: &[Step], place: usize) -> Option<Vec<Step>> {
 }
 
 /// The node that computes this tensor for node `index` and nobody else, if nothing changes before `index` what it reads.
-fn only_producer(graph: &Graph, index: usize, tensor: Tensor) -> Option<usize> {
+fn only_producer(graph: &Graph, links: &Links, index: usize, tensor: Tensor) -> Option<usize> {
     let root = graph.root(tensor);
-    let read = graph.nodes.iter().flat_map(|node| &node.inputs).filter(|&&input| graph.root(input) == root);
-    let kept = graph.outputs.iter().any(|(_, output)| graph.root(*output) == root);
-    if read.count() != 1 || kept || !matches!(graph.tensors[root].origin, Origin::Node) {
+    if links.reads[root] != 1 || links.kept[root] || !matches!(graph.tensors[root].origin, Origin::Node) {
         return None;
     }
-    let first = graph.nodes[..index].iter().rposition(|node| node.outputs.iter().any(|output| output.index == root))?;
+    let first = links.producer[root]?;
     let node = &graph.nodes[first];
-    let reads: Vec<usize> = node.inputs.iter().map(|&input| graph.memory(input)).collect();
-    let changed = graph.nodes[first + 1..index]
-        .iter()
-        .flat_map(|between| between.op.updates().iter().map(|update| graph.memory(between.inputs[update.input])));
+    let changed = node.inputs.iter().any(|&input| links.is_changed(graph.memory(input), first, index));
     let alone = node.outputs.len() == 1 && node.lowerings.is_empty() && node.op.updates().is_empty();
-    (alone && !changed.into_iter().any(|memory| reads.contains(&memory))).then_some(first)
+    (alone && !changed).then_some(first)
 }
 
 /// A product with the chain for an epilogue.
@@ -170,18 +213,26 @@ fn joined(graph: &Graph, chain: &Chain) -> Option<Merged> {
 }
 
 /// Puts one node into the place of node `index`, and takes away the one before it that its chain starts from.
-fn replace(graph: &mut Graph, index: usize, merged: Merged, chain: Chain) {
+fn replace(graph: &mut Graph, links: &mut Links, index: usize, merged: Merged, chain: Chain) {
     let Merged { op, mut inputs, last_shape } = merged;
     if let (Some(shape), Some(last)) = (last_shape, inputs.last_mut()) {
         let dtype = graph.tensors[last.index].desc.dtype;
         *last = graph.push(TensorDesc::new(dtype, shape), Origin::Reshape(*last), String::new());
     }
     let first = graph.nodes[chain.first].clone();
-    let result = first.outputs[0];
+    for &read in first.inputs.iter().chain(&chain.inputs) {
+        links.reads[graph.root(read)] -= 1;
+    }
+    inputs.iter().for_each(|&read| links.reads[graph.root(read)] += 1);
+    let (result, output) = (first.outputs[0], chain.output.index);
+    // Who reads the chain's output reads the node's from here on.
+    links.reads[result.index] = links.reads[output];
+    links.kept[result.index] = links.kept[output];
+    links.producer[result.index] = Some(index);
+    links.gone[chain.first] = true;
     let then = first.then.into_iter().chain(chain.steps.iter().map(ToString::to_string)).collect();
     graph.nodes[index] = Node { op, inputs, outputs: first.outputs, lowerings: Vec::new(), then, ..first };
-    graph.nodes.remove(chain.first);
-    graph.tensors[chain.output.index].origin = Origin::Reshape(result);
+    graph.tensors[output].origin = Origin::Reshape(result);
 }
 
 fn of_kind<T: Op + 'static>(node: &Node) -> Option<&T> {

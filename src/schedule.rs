@@ -1,18 +1,18 @@
 //! How a graph is computed, resolved but not yet allocated: a technique for each node, a slot for each tensor.
 
+mod description;
+
 use std::borrow::Cow;
-use std::fmt;
 use std::sync::Arc;
 
 use crate::capabilities::{Backend, Capabilities};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Node, Origin, Tensor};
-use crate::memory::{Lifetime, assign};
+use crate::memory::{Lifetime, assign, largest_live_set};
 use crate::op::{Cost, Op, Technique};
-use crate::precision::Precision;
 pub use crate::rewrite::Rewrites;
-use crate::shader::Shader;
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
+pub use description::{PlanDescription, StepDescription};
 
 /// Choices that override the default ones.
 #[derive(Debug, Clone, Default)]
@@ -82,6 +82,18 @@ pub(crate) struct Schedule {
     pub slots: Vec<Slot>,
     pub inputs: Vec<Port>,
     pub outputs: Vec<Port>,
+    /// Bytes of the tensors, weights aside, that are alive at the step where most are.
+    live_bytes: u64,
+    /// Slots that a run writes.
+    written: Vec<bool>,
+}
+
+/// Where tensors lie.
+struct Placed {
+    slots: Vec<Slot>,
+    /// Slot of each tensor that has memory of its own.
+    slot_of: Vec<Option<usize>>,
+    live_bytes: u64,
 }
 
 impl Schedule {
@@ -98,7 +110,7 @@ impl Schedule {
         if graph.outputs.is_empty() && nodes.is_empty() {
             return Err(Error::Graph("there is no output; name one with Graph::output".into()));
         }
-        let (slots, slot_of) = place(graph, &nodes);
+        let Placed { slots, slot_of, live_bytes } = place(graph, &nodes);
         let operand = |tensor: Tensor| Operand {
             slot: slot_of[graph.memory(tensor)].expect("every tensor that is needed has a slot"),
             desc: graph.tensors[tensor.index].desc.clone(),
@@ -117,19 +129,21 @@ impl Schedule {
                     then: node.then.clone(),
                 })
             })
-            .collect::<Result<_>>()?;
+            .collect::<Result<Vec<Step>>>()?;
+        let mut written = vec![false; slots.len()];
+        steps.iter().flat_map(|step| &step.outputs).for_each(|output| written[output.slot] = true);
         let inputs = graph.tensors.iter().enumerate().filter_map(|(index, info)| {
             let Origin::Input(name) = &info.origin else { return None };
             let operand = Operand { slot: slot_of[index].expect("inputs have slots"), desc: info.desc.clone() };
             Some(Port { name: name.clone(), operand })
         });
         let outputs = graph.outputs.iter().map(|(name, t)| Port { name: name.clone(), operand: operand(*t) });
-        Ok(Self { steps, slots, inputs: inputs.collect(), outputs: outputs.collect() })
+        Ok(Self { steps, slots, inputs: inputs.collect(), outputs: outputs.collect(), live_bytes, written })
     }
 
     /// Whether a run writes this slot.
     pub fn writes(&self, slot: usize) -> bool {
-        self.steps.iter().any(|step| step.outputs.iter().any(|operand| operand.slot == slot))
+        self.written[slot]
     }
 
     /// Refuses tensors that the device cannot bind or kernels cannot index.
@@ -170,6 +184,7 @@ impl Schedule {
             weight_bytes: sum(|role| matches!(role, Role::Weight(_))),
             output_bytes: sum(|role| matches!(role, Role::Output)),
             scratch_bytes: sum(|role| matches!(role, Role::Scratch)),
+            live_bytes: self.live_bytes,
             staging_bytes: match capabilities.backend {
                 Backend::Gpu => {
                     let unchanged = self.inputs.iter().filter(|port| !self.writes(port.operand.slot));
@@ -249,43 +264,54 @@ fn needed(graph: &Graph) -> Vec<&Node> {
     nodes
 }
 
-/// Slots, and the slot of each tensor that has memory of its own.
-fn place(graph: &Graph, nodes: &[&Node]) -> (Vec<Slot>, Vec<Option<usize>>) {
+/// Gives each tensor its memory, in time that is linear in the graph but for the search of a free slot.
+fn place(graph: &Graph, nodes: &[&Node]) -> Placed {
     let mut slots = Vec::new();
     let mut slot_of = vec![None; graph.tensors.len()];
-    let kept: Vec<usize> = graph.outputs.iter().map(|(_, tensor)| graph.memory(*tensor)).collect();
-    let read: Vec<usize> = nodes.iter().flat_map(|node| &node.inputs).map(|&tensor| graph.memory(tensor)).collect();
+    let mut kept = vec![false; graph.tensors.len()];
+    graph.outputs.iter().for_each(|(_, tensor)| kept[graph.memory(*tensor)] = true);
+    let mut read = kept.clone();
+    nodes.iter().flat_map(|node| &node.inputs).for_each(|&tensor| read[graph.memory(tensor)] = true);
+    // Inputs and outputs keep their values from one run to the next.
+    let mut named = Vec::new();
     for (index, info) in graph.tensors.iter().enumerate() {
+        let bytes = info.desc.bytes();
         let role = match &info.origin {
             Origin::Input(_) => Role::Input,
-            Origin::Weight(value) if read.contains(&index) || kept.contains(&index) => Role::Weight(value.clone()),
-            Origin::Node if kept.contains(&index) => Role::Output,
+            Origin::Weight(value) if read[index] => Role::Weight(value.clone()),
+            Origin::Node if kept[index] => Role::Output,
             _ => continue,
         };
+        if !matches!(role, Role::Weight(_)) {
+            named.push(Lifetime { bytes, first: 0, last: nodes.len() });
+        }
         slot_of[index] = Some(slots.len());
-        slots.push(Slot { bytes: info.desc.bytes(), role });
+        slots.push(Slot { bytes, role });
     }
-    let mut lifetimes: Vec<(usize, Lifetime)> = Vec::new();
+    let mut lifetimes: Vec<Lifetime> = Vec::new();
+    let mut inner: Vec<usize> = Vec::new();
+    let mut lifetime_of = vec![None; graph.tensors.len()];
     for (step, node) in nodes.iter().enumerate() {
-        for tensor in &node.outputs {
-            // What was changed in place lives on where it was.
-            if slot_of[tensor.index].is_none() && graph.memory(*tensor) == tensor.index {
+        // What was changed in place lives on where it was.
+        for tensor in node.outputs.iter().filter(|tensor| graph.memory(**tensor) == tensor.index) {
+            if slot_of[tensor.index].is_none() {
                 let bytes = graph.tensors[tensor.index].desc.bytes();
-                lifetimes.push((tensor.index, Lifetime { bytes, first: step, last: step }));
+                lifetime_of[tensor.index] = Some(lifetimes.len());
+                lifetimes.push(Lifetime { bytes, first: step, last: step });
+                inner.push(tensor.index);
             }
         }
-        for memory in node.inputs.iter().map(|&tensor| graph.memory(tensor)) {
-            if let Some((_, lifetime)) = lifetimes.iter_mut().find(|(index, _)| *index == memory) {
-                lifetime.last = step;
-            }
+        for lifetime in node.inputs.iter().filter_map(|&tensor| lifetime_of[graph.memory(tensor)]) {
+            lifetimes[lifetime].last = step;
         }
     }
-    let assignment = assign(&lifetimes.iter().map(|(_, lifetime)| *lifetime).collect::<Vec<_>>());
-    for ((index, _), slot) in lifetimes.iter().zip(&assignment.slot_of) {
-        slot_of[*index] = Some(slots.len() + slot);
+    let assignment = assign(&lifetimes);
+    for (index, slot) in inner.into_iter().zip(&assignment.slot_of) {
+        slot_of[index] = Some(slots.len() + slot);
     }
     slots.extend(assignment.slots.iter().map(|&bytes| Slot { bytes, role: Role::Scratch }));
-    (slots, slot_of)
+    named.extend(lifetimes);
+    Placed { slots, slot_of, live_bytes: largest_live_set(&named) }
 }
 
 fn choose(node: &Node, descs: &[TensorDesc], capabilities: &Capabilities, options: &PlanOptions) -> Result<Technique> {
@@ -311,130 +337,4 @@ fn choose(node: &Node, descs: &[TensorDesc], capabilities: &Capabilities, option
         return Err(Error::Unsupported { op, technique: forced.unwrap_or("any").into(), reason });
     };
     Ok(offered.swap_remove(index))
-}
-
-/// What a plan does, step by step, and the memory that it takes. Its `Display` is a table.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PlanDescription {
-    /// Name of the device.
-    pub device: String,
-    /// In order of execution.
-    pub steps: Vec<StepDescription>,
-    /// Bytes of the inputs.
-    pub input_bytes: u64,
-    /// Bytes of weights and constants; plans may share them.
-    pub weight_bytes: u64,
-    /// Bytes of the outputs.
-    pub output_bytes: u64,
-    /// Bytes of the slots that intermediates share.
-    pub scratch_bytes: u64,
-    /// Bytes that the host maps to write inputs (but those that a run changes) and read outputs of a GPU; not part of the peak, which is the device's.
-    pub staging_bytes: u64,
-}
-
-/// One step of a plan.
-#[derive(Debug, Clone, PartialEq)]
-pub struct StepDescription {
-    /// Op, such as `matmul`.
-    pub op: &'static str,
-    /// Technique, such as `matmul_tiled`.
-    pub technique: &'static str,
-    /// The op of the graph that this step computes together with others, such as `attention_fused` on a device that has no
-    /// technique of it.
-    pub instead_of: Option<&'static str>,
-    /// Element-wise steps of the graph that it computes besides, such as `gelu`; see [`Rewrites`].
-    pub then: Vec<String>,
-    /// Whether operands are rounded to f16 for the products; only where the graph allows it.
-    pub precision: Precision,
-    /// What goes in.
-    pub inputs: Vec<TensorDesc>,
-    /// What comes out.
-    pub outputs: Vec<TensorDesc>,
-    /// The grid of a GPU step.
-    pub workgroups: Option<[u32; 3]>,
-    /// The specialised kernel of a GPU step.
-    pub shader: Option<Shader>,
-    /// Flops and bytes.
-    pub cost: Cost,
-}
-
-impl StepDescription {
-    /// Such as `softmax_row`, `softmax_row for attention_fused`, or `matmul_coop then gelu, add (products in f16)`.
-    pub(crate) fn technique_and_reason(&self) -> String {
-        let instead_of = self.instead_of.map_or(String::new(), |op| format!(" for {op}"));
-        let rounded = if self.precision == Precision::Half { " (products in f16)" } else { "" };
-        let then = if self.then.is_empty() { String::new() } else { format!(" then {}", self.then.join(", ")) };
-        format!("{}{then}{instead_of}{rounded}", self.technique)
-    }
-
-    fn new(step: &Step) -> Self {
-        let descs = |operands: &[Operand]| operands.iter().map(|operand| operand.desc.clone()).collect();
-        Self {
-            op: step.op.name(),
-            technique: step.technique.name(),
-            instead_of: step.instead_of,
-            then: step.then.clone(),
-            precision: step.technique.precision(),
-            inputs: descs(&step.inputs),
-            outputs: descs(&step.outputs),
-            workgroups: match &step.technique {
-                Technique::Gpu(launch) => Some(launch.workgroups),
-                Technique::Cpu(_) => None,
-            },
-            shader: match &step.technique {
-                Technique::Gpu(launch) => Some(launch.shader.clone()),
-                Technique::Cpu(_) => None,
-            },
-            cost: step.cost,
-        }
-    }
-}
-
-impl PlanDescription {
-    /// Bytes of the device's memory while the plan lives: inputs, weights, outputs and scratch.
-    pub fn peak_bytes(&self) -> u64 {
-        [self.weight_bytes, self.output_bytes, self.scratch_bytes]
-            .iter()
-            .fold(self.input_bytes, |sum, &bytes| sum.saturating_add(bytes))
-    }
-
-    /// Work of all steps.
-    pub fn cost(&self) -> Cost {
-        self.steps.iter().fold(Cost::default(), |sum, step| sum + step.cost)
-    }
-}
-
-impl fmt::Display for PlanDescription {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut table = comfy_table::Table::new();
-        table.load_style(comfy_table::presets::NOTHING);
-        table.set_header(["step", "technique", "inputs", "outputs", "workgroups", "flops", "bytes"]);
-        let shapes = |descs: &[TensorDesc]| descs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-        for (index, step) in self.steps.iter().enumerate() {
-            table.add_row([
-                index.to_string(),
-                step.technique_and_reason(),
-                shapes(&step.inputs),
-                shapes(&step.outputs),
-                step.workgroups.map_or_else(|| "native".into(), |grid| format!("{grid:?}")),
-                step.cost.flops.to_string(),
-                step.cost.bytes().to_string(),
-            ]);
-        }
-        writeln!(f, "on {}", self.device)?;
-        writeln!(f, "{}", table.trim_fmt())?;
-        write!(
-            f,
-            "peak {} bytes: inputs {}, weights {}, outputs {}, scratch {}",
-            self.peak_bytes(),
-            self.input_bytes,
-            self.weight_bytes,
-            self.output_bytes,
-            self.scratch_bytes
-        )?;
-        match self.staging_bytes {
-            0 => Ok(()),
-            bytes => write!(f, "; {bytes} bytes of the host's for staging"),
-        }
-    }
 }

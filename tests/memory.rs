@@ -1,16 +1,20 @@
 //! Memory: slots are shared by tensors that are never alive together, and a plan says how much it takes.
 
 mod common;
+#[path = "common/encoder.rs"]
+mod encoder;
 
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use common::{Subject, Verdict, each_device, run};
+use encoder::Encoder;
 use libtest_mimic::{Completion, Failed, Trial};
 use proptest::prelude::{Strategy as _, prop, prop_assert, prop_assert_eq};
 use proptest::test_runner::{Config, RngSeed, TestCaseError, TestRunner};
 use regard::capabilities::Backend;
-use regard::memory::{Assignment, Lifetime, assign};
-use regard::{Attention, Dtype, Graph, Plan, PlanOptions, Strategy, TensorDesc};
+use regard::memory::{Assignment, Lifetime, assign, largest_live_set};
+use regard::{Attention, Device, Dtype, Graph, Plan, PlanOptions, Rewrites, Strategy, TensorDesc};
 
 fn main() -> ExitCode {
     let mut trials = vec![
@@ -20,6 +24,8 @@ fn main() -> ExitCode {
     trials.extend(each_device("a chain needs two slots", chain));
     trials.extend(each_device("fused attention stores no scores", fused_stores_no_scores));
     trials.extend(each_device("weights count once", weights_count_once));
+    trials.extend(each_device("a model takes little more than what is alive", models_live_sets));
+    trials.push(Trial::test("planning takes time as the graph grows", planning_is_linear));
     run(trials)
 }
 
@@ -49,6 +55,7 @@ fn valid(lifetimes: &[Lifetime], assignment: &Assignment) -> Result<(), TestCase
     }
     let total: u64 = lifetimes.iter().map(|lifetime| lifetime.bytes).sum();
     prop_assert!(assignment.slots.iter().sum::<u64>() <= total);
+    prop_assert!(assignment.slots.iter().sum::<u64>() >= largest_live_set(lifetimes));
     Ok(())
 }
 
@@ -117,4 +124,44 @@ fn weights_count_once(subject: &Subject) -> Verdict {
         [description.input_bytes, description.weight_bytes, description.output_bytes, description.scratch_bytes];
     assert_eq!(bytes, [96, 256, 96, 96], "{description}");
     Ok(Completion::Completed)
+}
+
+/// Weights and at most 1.2 times the largest live set, in each shape of model that has long-lived intermediates.
+fn models_live_sets(subject: &Subject) -> Verdict {
+    let base = Encoder { layers: 12, heads: 2, hidden: 32, inner: 128, tokens: 16 };
+    for encoder in [Encoder::BERT_BASE, base, Encoder { inner: 40, ..base }, Encoder { inner: 16, ..base }] {
+        let weights = encoder.weights();
+        for rewrites in [Rewrites::default(), Rewrites::NONE] {
+            let graph = encoder.graph(&weights)?;
+            let options = PlanOptions { rewrites, ..PlanOptions::default() };
+            let plan = Plan::preview(&subject.device, &graph, &options)?;
+            let beside_weights = plan.peak_bytes() - plan.weight_bytes;
+            let row = 4 * encoder.tokens as u64;
+            // Attention has its input, q, k, v and its result; the feed-forward network its input and its inner rows at least.
+            let least = row * (5 * encoder.hidden).max(encoder.hidden + encoder.inner) as u64;
+            assert!(plan.live_bytes >= least, "{encoder:?}: {plan}");
+            assert!(beside_weights * 10 <= plan.live_bytes * 12, "{encoder:?}: {plan}");
+        }
+    }
+    Ok(Completion::Completed)
+}
+
+/// Eight times the layers take eight times as long, not sixty-four. The least of several runs, for other work on the machine.
+fn planning_is_linear() -> Result<(), Failed> {
+    let small = Encoder { layers: 12, heads: 2, hidden: 8, inner: 16, tokens: 4 };
+    let device = Device::cpu();
+    let time = |layers: usize| -> Result<Duration, Failed> {
+        let encoder = Encoder { layers, ..small };
+        let graph = encoder.graph(&encoder.weights())?;
+        let mut least = Duration::MAX;
+        for _ in 0..7 {
+            let start = Instant::now();
+            Plan::preview(&device, &graph, &PlanOptions::default())?;
+            least = least.min(start.elapsed());
+        }
+        Ok(least)
+    };
+    let (short, long) = (time(24)?, time(8 * 24)?);
+    assert!(long < 24 * short, "24 layers take {short:?}, eight times as many {long:?}");
+    Ok(())
 }
