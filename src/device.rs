@@ -172,6 +172,14 @@ impl Device {
             Inner::Cpu(cpu) => cpu.buffers_created(),
         }
     }
+
+    /// Submissions to the GPU's queue since the device was opened; none on the CPU backend. A run makes one.
+    pub fn submissions(&self) -> u64 {
+        match &self.inner {
+            Inner::Gpu(gpu) => gpu.submissions(),
+            Inner::Cpu(_) => 0,
+        }
+    }
 }
 
 /// A tensor that lives on a device. Cheap to clone; clones share the memory.

@@ -68,7 +68,7 @@ fn greedy(lifetimes: &[Lifetime], order: &[usize]) -> Assignment {
         let is_free = |slot: &usize| taken[*slot].range(..=last).next_back().is_none_or(|(_, &until)| until < first);
         let fit = |&slot: &usize| {
             let size = assignment.slots[slot];
-            (size < bytes, bytes.abs_diff(size))
+            (size < bytes, size.abs_diff(bytes))
         };
         let slot = (0..taken.len()).filter(is_free).min_by_key(fit).unwrap_or_else(|| {
             taken.push(BTreeMap::new());

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::cpu::CpuProgram;
 use crate::device::{Device, DeviceTensor, Inner, Storage};
 use crate::error::{Error, Result};
-use crate::gpu::GpuProgram;
+use crate::gpu::{GpuProgram, Readback};
 use crate::graph::Graph;
 pub use crate::schedule::{PlanDescription, PlanOptions, Rewrites, StepDescription};
 use crate::schedule::{Port, Schedule};
@@ -172,13 +172,19 @@ impl Plan {
     /// # Errors
     /// An unknown name, or a lost device.
     pub fn read(&mut self, name: &str) -> Result<HostTensor> {
-        let port = (self.schedule.outputs.iter().find(|port| port.name == name))
-            .ok_or_else(|| Error::Plan(format!("there is no output `{name}`")))?;
-        let bytes = match &mut self.engine {
-            Engine::Gpu(program) => program.read(&port.operand)?,
-            Engine::Cpu(program) => program.read(&port.operand),
-        };
-        HostTensor::from_bytes(port.operand.desc.clone(), &bytes)
+        let output = self.output(name)?;
+        let desc = self.schedule.outputs[output].operand.desc.clone();
+        self.read_with(output, |bytes| HostTensor::from_bytes(desc, bytes))
+    }
+
+    /// As [`Plan::read`], into a tensor of the caller's: nothing is allocated.
+    ///
+    /// # Errors
+    /// As [`Plan::read`], and a tensor of another shape or dtype.
+    pub fn read_into(&mut self, name: &str, value: &mut HostTensor) -> Result<()> {
+        let output = self.output(name)?;
+        check_desc(name, &self.schedule.outputs[output].operand.desc, value.desc())?;
+        self.read_with(output, |bytes| value.copy_from_bytes(bytes))
     }
 
     /// Writes the inputs, runs, and reads every output. Inputs that are not named keep what they were given before.
@@ -188,12 +194,34 @@ impl Plan {
     pub fn run(&mut self, inputs: &[(&str, &HostTensor)]) -> Result<Outputs> {
         self.write_all(inputs)?;
         if let Engine::Gpu(program) = &mut self.engine {
-            let outputs: Vec<_> = self.schedule.outputs.iter().map(|port| &port.operand).collect();
-            let bytes = program.submit_and_read(&outputs)?.wait()?;
-            return self.collect(bytes);
+            let readback = program.submit_and_read()?;
+            readback.wait()?;
+            return collect(&self.schedule, program, &readback);
         }
         self.submit()?;
         self.read_all()
+    }
+
+    /// As [`Plan::run`], with the outputs that are named into tensors of the caller's: in steady state the library allocates
+    /// nothing, on the host or on the device, and submits once.
+    ///
+    /// # Errors
+    /// As [`Plan::run`], and an output that is unknown or of another shape or dtype; then nothing has run.
+    pub fn run_into(&mut self, inputs: &[(&str, &HostTensor)], outputs: &mut [(&str, &mut HostTensor)]) -> Result<()> {
+        for (name, value) in outputs.iter() {
+            check_desc(name, &self.schedule.outputs[self.output(name)?].operand.desc, value.desc())?;
+        }
+        self.write_all(inputs)?;
+        let Engine::Gpu(program) = &mut self.engine else {
+            self.submit()?;
+            return outputs.iter_mut().try_for_each(|(name, value)| self.read_into(name, value));
+        };
+        let readback = program.submit_and_read()?;
+        readback.wait()?;
+        outputs.iter_mut().try_for_each(|(name, value)| {
+            let output = output(&self.schedule, name)?;
+            program.look(&readback, output, |bytes| value.copy_from_bytes(bytes))
+        })
     }
 
     /// As [`Plan::run`], with options.
@@ -216,9 +244,9 @@ impl Plan {
     pub async fn run_async(&mut self, inputs: &[(&str, &HostTensor)]) -> Result<Outputs> {
         self.write_all(inputs)?;
         let Engine::Gpu(program) = &mut self.engine else { return self.run(&[]) };
-        let outputs: Vec<_> = self.schedule.outputs.iter().map(|port| &port.operand).collect();
-        let bytes = program.submit_and_read(&outputs)?.await?;
-        self.collect(bytes)
+        let mut readback = program.submit_and_read()?;
+        (&mut readback).await?;
+        collect(&self.schedule, program, &readback)
     }
 
     /// Runs once and says how long the steps took together. Inputs must have been given.
@@ -280,7 +308,7 @@ impl Plan {
             }
             let bytes = match &mut self.engine {
                 Engine::Gpu(program) => program.peek(operand)?,
-                Engine::Cpu(program) => program.read(operand),
+                Engine::Cpu(program) => program.look(operand, |bytes| Ok(bytes.to_vec()))?,
             };
             data.push(Some(HostTensor::from_bytes(operand.desc.clone(), &bytes)?));
         }
@@ -288,12 +316,15 @@ impl Plan {
         step.op.check(&descs, &data.iter().map(Option::as_ref).collect::<Vec<_>>())
     }
 
-    fn collect(&self, bytes: Vec<Vec<u8>>) -> Result<Outputs> {
-        let ports = self.schedule.outputs.iter();
-        ports
-            .zip(bytes)
-            .map(|(port, bytes)| Ok((port.name.clone(), HostTensor::from_bytes(port.operand.desc.clone(), &bytes)?)))
-            .collect()
+    fn read_with<T>(&mut self, output: usize, look: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+        match &mut self.engine {
+            Engine::Gpu(program) => program.read(output, look),
+            Engine::Cpu(program) => program.look(&self.schedule.outputs[output].operand, look),
+        }
+    }
+
+    fn output(&self, name: &str) -> Result<usize> {
+        output(&self.schedule, name)
     }
 
     /// The port of this name, and its number if it is an input.
@@ -322,6 +353,22 @@ impl Plan {
             .find(|port| self.tensor(&port.name).is_ok_and(|other| other.shares_memory(tensor)))
             .map(|port| port.name.as_str())
     }
+}
+
+/// Number of the output of this name.
+fn output(schedule: &Schedule, name: &str) -> Result<usize> {
+    let found = schedule.outputs.iter().position(|port| port.name == name);
+    found.ok_or_else(|| Error::Plan(format!("there is no output `{name}`")))
+}
+
+/// Every output that came back.
+fn collect(schedule: &Schedule, program: &GpuProgram, from: &Readback) -> Result<Outputs> {
+    let outputs = schedule.outputs.iter().enumerate().map(|(index, port)| {
+        let desc = port.operand.desc.clone();
+        let value = program.look(from, index, |bytes| HostTensor::from_bytes(desc, bytes))?;
+        Ok((port.name.clone(), value))
+    });
+    outputs.collect()
 }
 
 fn check_desc(name: &str, wanted: &crate::tensor::TensorDesc, got: &crate::tensor::TensorDesc) -> Result<()> {

@@ -211,6 +211,27 @@ impl HostTensor {
         Ok(Self { desc, data })
     }
 
+    /// Takes over these little-endian bytes, in the memory that the tensor has. Errors as [`HostTensor::from_bytes`].
+    pub(crate) fn copy_from_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        let own_length = bytes.len() as u64 == self.desc.bytes();
+        if !own_length || self.desc.dtype == Dtype::Bool {
+            // An error, or bytes that must each be 0 or 1.
+            *self = Self::from_bytes(self.desc.clone(), bytes)?;
+            return Ok(());
+        }
+        let own: &mut [u8] = match &mut self.data {
+            Data::F32(data) => bytemuck::cast_slice_mut(data),
+            Data::F16(data) => bytemuck::cast_slice_mut(data),
+            Data::BF16(data) => bytemuck::cast_slice_mut(data),
+            Data::I8(data) => bytemuck::cast_slice_mut(data),
+            Data::F64(data) => bytemuck::cast_slice_mut(data),
+            Data::U32(data) => bytemuck::cast_slice_mut(data),
+            Data::Bool(_) => unreachable!("bools have been looked at one by one"),
+        };
+        own.copy_from_slice(bytes);
+        Ok(())
+    }
+
     /// Dtype and shape.
     pub fn desc(&self) -> &TensorDesc {
         &self.desc

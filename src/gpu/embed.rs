@@ -1,7 +1,5 @@
 //! For programs that have a wgpu device of their own: share it, bind its buffers, record into its encoders.
 
-use std::fmt;
-
 use super::gpu_device::{Gpu, GpuBuffer, TENSOR_USAGE, padded};
 use crate::device::{Cache, Checks, Device, DeviceTensor, Storage};
 use crate::error::{Error, Result};
@@ -60,11 +58,5 @@ impl Plan {
             Engine::Gpu(program) => program.encode(encoder),
             Engine::Cpu(_) => Err(Error::Plan("a plan of the CPU backend has no commands to encode".into())),
         }
-    }
-}
-
-impl fmt::Debug for super::readback::Readback {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Readback")
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::adapter::{Adapter, capabilities, select};
 use super::pipelines::Pipelines;
-use super::readback::Readback;
+use super::readback::{Readback, Staging};
 use crate::capabilities::Capabilities;
 use crate::device::{Cache, Checks, DeviceOptions};
 use crate::error::{Error, Result};
@@ -25,7 +25,10 @@ pub struct Gpu {
     pub(super) pipelines: Pipelines,
     pub(super) weights: WeightCache<GpuBuffer>,
     buffers_created: AtomicU64,
+    submissions: AtomicU64,
     lost: Arc<Mutex<Option<String>>>,
+    /// Whether `lost` will be set: not for a caller's device, whose callback is the caller's.
+    tells_loss: bool,
 }
 
 /// A buffer on a GPU, and the device that made it; `None` for a caller's. Clones are the same buffer.
@@ -68,7 +71,8 @@ impl Gpu {
         };
         let (device, queue) = pollster::block_on(adapter.adapter.request_device(&descriptor))
             .map_err(|error| Error::Device(format!("{}: {error}", adapter.describe())))?;
-        let gpu = Self::assemble(&adapter.adapter, device, queue, options.checks, &options.cache);
+        let mut gpu = Self::assemble(&adapter.adapter, device, queue, options.checks, &options.cache);
+        gpu.tells_loss = true;
         let lost = gpu.lost.clone();
         gpu.device.set_device_lost_callback(move |reason, message| {
             *lock(&lost) = Some(format!("{message} ({reason:?})"));
@@ -95,7 +99,9 @@ impl Gpu {
             checks,
             weights: WeightCache::default(),
             buffers_created: AtomicU64::new(0),
+            submissions: AtomicU64::new(0),
             lost: Arc::default(),
+            tells_loss: false,
         }
     }
 
@@ -112,6 +118,16 @@ impl Gpu {
     /// Buffers made since the device was opened.
     pub fn buffers_created(&self) -> u64 {
         self.buffers_created.load(Ordering::Relaxed)
+    }
+
+    /// Submissions made since the device was opened.
+    pub fn submissions(&self) -> u64 {
+        self.submissions.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn submit(&self, commands: wgpu::CommandBuffer) -> wgpu::SubmissionIndex {
+        self.submissions.fetch_add(1, Ordering::Relaxed);
+        self.queue.submit([commands])
     }
 
     #[expect(unsafe_code, reason = "run-time checks cost up to a factor of 100 in loops")]
@@ -160,15 +176,15 @@ impl Gpu {
     }
 
     pub(crate) fn download(self: &Arc<Self>, buffer: &GpuBuffer, bytes: u64) -> Result<Vec<u8>> {
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
         self.check_owner(buffer)?;
-        let target = self.create_buffer("regard download", bytes, usage)?;
-        self.scoped(|| {
+        let target = Staging::new(self, "regard download", bytes)?;
+        let readback = Readback::after(self, &target, || {
             let mut encoder = self.device.create_command_encoder(&Default::default());
-            encoder.copy_buffer_to_buffer(&buffer.0, 0, &target.0, 0, padded(bytes));
-            self.queue.submit([encoder.finish()]);
+            encoder.copy_buffer_to_buffer(&buffer.0, 0, &target.buffer.0, 0, padded(bytes));
+            self.submit(encoder.finish())
         })?;
-        Ok(Readback::start(self.clone(), target, std::iter::once(0..bytes).collect())?.wait()?.remove(0))
+        readback.wait()?;
+        readback.look(&(0..bytes), |bytes| Ok(bytes.to_vec()))
     }
 
     /// Refuses a buffer of another device, which wgpu would meet with a panic.
@@ -181,16 +197,36 @@ impl Gpu {
 
     /// Runs all submitted work to its end and calls what waits for it.
     pub(super) fn wait(&self) -> Result<()> {
-        self.device.poll(wgpu::PollType::wait_indefinitely()).map_err(|error| Error::Device(error.to_string()))?;
+        self.wait_for(None)
+    }
+
+    /// Runs this submission and those before it to their end, or all of them, and calls what waits for it. Threads that wait
+    /// hold no lock that others need to submit or to wait (wgpu-core 30, `Device::maintain`).
+    pub(super) fn wait_for(&self, submission: Option<&wgpu::SubmissionIndex>) -> Result<()> {
+        let until = wgpu::PollType::Wait { submission_index: submission.cloned(), timeout: None };
+        // A lost device returns numbers of submissions that it did not take.
+        self.device.poll(until).map_err(|error| self.complaint(&error))?;
         self.check_alive()
     }
 
-    /// Waits for what a callback does. One `wait` is not enough: a poll on another thread may hold the callback and not
-    /// have called it yet.
-    pub(super) fn wait_until(&self, done: impl Fn() -> bool) -> Result<()> {
+    /// Errs where the queue did not take a submission: a caller's device that is lost says so neither then nor to us.
+    pub(super) fn check_taken(&self, submission: &wgpu::SubmissionIndex) -> Result<()> {
+        if self.tells_loss {
+            return self.check_alive();
+        }
+        let timeout = Some(Duration::ZERO);
+        match self.device.poll(wgpu::PollType::Wait { submission_index: Some(submission.clone()), timeout }) {
+            Ok(_) | Err(wgpu::PollError::Timeout) => Ok(()),
+            Err(error) => Err(self.complaint(&error)),
+        }
+    }
+
+    /// Waits for what a callback does after a submission. One wait is not enough: a poll on another thread may hold the
+    /// callback and not have called it yet.
+    pub(super) fn wait_until(&self, submission: Option<&wgpu::SubmissionIndex>, done: impl Fn() -> bool) -> Result<()> {
         let mut idle_since = None;
         loop {
-            self.wait()?;
+            self.wait_for(submission)?;
             if done() {
                 return Ok(());
             }

@@ -1,11 +1,18 @@
 //! A schedule with its buffers, pipelines and bind groups.
+//!
+//! All steps are one pass. Those that do not depend on each other have no barrier between them: before a dispatch wgpu-core 30
+//! collects transitions of the buffers that it binds (`flush_bindings` in `command/compute.rs`), which are those whose use changes
+//! and those that are written again (`skip_barrier` in `track/mod.rs`), and wgpu-hal records a barrier where there is any
+//! (`transition_buffers` in `vulkan/command.rs`). Such a barrier holds back everything before it, so that it matters that steps
+//! like the projections of q, k and v are neighbours, as the layers add them.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
-use super::gpu_device::{Gpu, GpuBuffer, TENSOR_USAGE, lock, padded};
-use super::readback::Readback;
+use super::gpu_device::{Gpu, GpuBuffer, TENSOR_USAGE, padded};
+use super::readback::{Readback, Staging};
 use super::timer::Timer;
-use crate::error::{Error, Result};
+use super::upload::{Upload, aligned};
+use crate::error::Result;
 use crate::op::{Launch, Technique};
 use crate::schedule::{Operand, Role, Schedule, Step};
 
@@ -17,7 +24,9 @@ pub(crate) struct GpuProgram {
     params: GpuBuffer,
     pub(super) steps: Vec<Dispatch>,
     upload: Upload,
-    readback: GpuBuffer,
+    readback: Arc<Staging>,
+    /// The slot of each output, and its place in the buffer that they come back in.
+    outputs: Vec<(usize, std::ops::Range<u64>)>,
     pub(super) timer: Option<Timer>,
 }
 
@@ -40,27 +49,6 @@ struct Binding {
     bytes: u64,
 }
 
-/// The inputs' way to the device: one buffer that stays mapped except while a copy out of it is under way. Inputs that a run
-/// changes, such as caches, are large and seldom written: they take no part, and go through the queue.
-#[derive(Debug)]
-struct Upload {
-    buffer: GpuBuffer,
-    /// Offset of each slot that takes part.
-    offsets: Vec<Option<u64>>,
-    /// Slots written since the last submission, with their padded bytes.
-    pending: Vec<(usize, u64)>,
-    mapping: Arc<Mutex<Mapping>>,
-}
-
-/// Whether the host can write into the upload buffer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Mapping {
-    Mapped,
-    /// Asked for; the device's callback will say.
-    Asked,
-    Unmapped,
-}
-
 impl GpuProgram {
     pub fn new(gpu: Arc<Gpu>, schedule: &Schedule) -> Result<Self> {
         let buffers = schedule.slots.iter().enumerate().map(|(index, slot)| {
@@ -80,10 +68,15 @@ impl GpuProgram {
             .map(|((step, launch), range)| Dispatch::new(&gpu, step, launch, &buffers, (&params, range)))
             .collect::<Result<Vec<_>>>()?;
         let upload = Upload::new(&gpu, schedule)?;
-        let outputs: u64 = schedule.outputs.iter().map(|port| aligned(port.operand.desc.bytes())).sum();
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let readback = gpu.create_buffer("regard readback", outputs, usage)?;
-        Ok(Self { gpu, buffers, params, steps, upload, readback, timer: None })
+        let mut bytes = 0;
+        let outputs = schedule.outputs.iter().map(|port| {
+            let range = bytes..bytes + port.operand.desc.bytes();
+            bytes += aligned(port.operand.desc.bytes());
+            (port.operand.slot, range)
+        });
+        let outputs = outputs.collect();
+        let readback = Staging::new(&gpu, "regard readback", bytes)?;
+        Ok(Self { gpu, buffers, params, steps, upload, readback, outputs, timer: None })
     }
 
     pub fn buffer(&self, slot: usize) -> &GpuBuffer {
@@ -109,9 +102,9 @@ impl GpuProgram {
     }
 
     pub fn write(&mut self, slot: usize, bytes: &[u8]) -> Result<()> {
-        match self.upload.offsets[slot] {
-            Some(offset) => self.upload.write(&self.gpu, slot, offset, bytes),
-            None => self.write_through(slot, bytes),
+        match self.upload.takes(slot) {
+            true => self.upload.write(&self.gpu, slot, bytes),
+            false => self.write_through(slot, bytes),
         }
     }
 
@@ -131,64 +124,88 @@ impl GpuProgram {
     }
 
     pub fn submit(&mut self) -> Result<()> {
-        let mut encoder = self.encoder_with_uploads()?;
-        self.record(&mut encoder);
-        self.finish(encoder)
+        self.submit_recorded(Self::record)
     }
 
     /// One step alone. Inputs that were written go ahead of it.
     pub fn submit_step(&mut self, index: usize) -> Result<()> {
-        let mut encoder = self.encoder_with_uploads()?;
-        let mut pass = encoder
-            .begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("regard checked"), timestamp_writes: None });
-        self.steps[index].record(&mut pass);
-        drop(pass);
-        self.finish(encoder)
+        self.submit_recorded(|program, encoder| {
+            let label = Some("regard checked");
+            let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label, timestamp_writes: None });
+            program.steps[index].record(&mut pass);
+        })
     }
 
     /// The bytes of any tensor as the steps so far, and what was written, have left them.
     pub fn peek(&mut self, operand: &Operand) -> Result<Vec<u8>> {
-        let encoder = self.encoder_with_uploads()?;
-        self.finish(encoder)?;
+        self.submit_recorded(|_, _| {})?;
         self.gpu.download(&self.buffers[operand.slot], operand.desc.bytes())
     }
 
-    /// One submission that runs and copies these outputs to where the host can map them.
-    pub fn submit_and_read(&mut self, outputs: &[&Operand]) -> Result<Readback> {
-        let mut encoder = self.encoder_with_uploads()?;
-        self.record(&mut encoder);
-        self.read_into(encoder, outputs)
+    /// One submission that runs and copies every output to where the host can map them.
+    pub fn submit_and_read(&mut self) -> Result<Readback> {
+        let staging = self.readback.clone();
+        self.submit_and_map(&staging, |program, encoder| {
+            program.record(encoder);
+            (0..program.outputs.len()).for_each(|output| program.record_copy(output, encoder));
+        })
     }
 
-    /// Waits for what was submitted and reads one output.
-    pub fn read(&mut self, output: &Operand) -> Result<Vec<u8>> {
-        let encoder = self.encoder();
-        Ok(self.read_into(encoder, &[output])?.wait()?.remove(0))
+    /// Waits for what was submitted and looks at one output.
+    pub fn read<T>(&mut self, output: usize, look: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+        let staging = self.readback.clone();
+        let readback = self.submit_and_map(&staging, |program, encoder| program.record_copy(output, encoder))?;
+        readback.wait()?;
+        self.look(&readback, output, look)
+    }
+
+    /// Looks at an output that came back.
+    pub fn look<T>(&self, from: &Readback, output: usize, look: impl FnOnce(&[u8]) -> Result<T>) -> Result<T> {
+        from.look(&self.outputs[output].1, look)
     }
 
     /// Records the steps into somebody else's encoder. Inputs that were written go ahead in a submission of their own.
     pub fn encode(&mut self, encoder: &mut wgpu::CommandEncoder) -> Result<()> {
-        if !self.upload.pending.is_empty() {
-            let mut copies = self.encoder();
-            self.upload.record(&self.gpu, &mut copies, &self.buffers)?;
-            self.finish(copies)?;
+        if self.upload.is_pending() {
+            self.submit_recorded(|_, _| {})?;
         }
         self.record(encoder);
         Ok(())
     }
 
-    /// An encoder that starts with the copies of what was written.
-    pub(super) fn encoder_with_uploads(&mut self) -> Result<wgpu::CommandEncoder> {
-        let mut encoder = self.encoder();
-        self.upload.record(&self.gpu, &mut encoder, &self.buffers)?;
-        Ok(encoder)
+    /// Submits what was written and what is recorded.
+    pub(super) fn submit_recorded(&mut self, record: impl FnOnce(&Self, &mut wgpu::CommandEncoder)) -> Result<()> {
+        self.gpu.check_alive()?;
+        let gpu = self.gpu.clone();
+        let submission = gpu.scoped(|| self.submit_in_scope(record))?;
+        gpu.check_taken(&submission)
     }
 
-    /// Submits and makes the upload buffer writable again.
-    pub(super) fn finish(&mut self, encoder: wgpu::CommandEncoder) -> Result<()> {
-        self.gpu.check_alive()?;
-        self.gpu.scoped(|| self.gpu.queue.submit([encoder.finish()]))?;
-        self.upload.map(&self.gpu)
+    /// As [`Self::submit_recorded`], and maps the buffer that the commands copy to.
+    pub(super) fn submit_and_map(
+        &mut self,
+        staging: &Arc<Staging>,
+        record: impl FnOnce(&Self, &mut wgpu::CommandEncoder),
+    ) -> Result<Readback> {
+        let gpu = self.gpu.clone();
+        Readback::after(&gpu, staging, || self.submit_in_scope(record))
+    }
+
+    /// Copies what was written, records, submits, and asks for the upload buffer back. All of it under the caller's error
+    /// scope: a scope takes a lock and three allocations of wgpu's.
+    fn submit_in_scope(&mut self, record: impl FnOnce(&Self, &mut wgpu::CommandEncoder)) -> wgpu::SubmissionIndex {
+        let mut encoder = self.encoder();
+        self.upload.record(&mut encoder, &self.buffers);
+        record(self, &mut encoder);
+        let submission = self.gpu.submit(encoder.finish());
+        self.upload.map_after(&submission);
+        submission
+    }
+
+    fn record_copy(&self, output: usize, encoder: &mut wgpu::CommandEncoder) {
+        let (slot, range) = &self.outputs[output];
+        let bytes = padded(range.end - range.start);
+        encoder.copy_buffer_to_buffer(&self.buffers[*slot].0, 0, &self.readback.buffer.0, range.start, bytes);
     }
 
     fn encoder(&self) -> wgpu::CommandEncoder {
@@ -199,19 +216,6 @@ impl GpuProgram {
         let mut pass =
             encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("regard"), timestamp_writes: None });
         self.steps.iter().for_each(|step| step.record(&mut pass));
-    }
-
-    fn read_into(&mut self, mut encoder: wgpu::CommandEncoder, outputs: &[&Operand]) -> Result<Readback> {
-        let mut ranges = Vec::with_capacity(outputs.len());
-        let mut offset = 0;
-        for output in outputs {
-            let bytes = output.desc.bytes();
-            encoder.copy_buffer_to_buffer(&self.buffers[output.slot].0, 0, &self.readback.0, offset, padded(bytes));
-            ranges.push(offset..offset + bytes);
-            offset += aligned(bytes);
-        }
-        self.finish(encoder)?;
-        Readback::start(self.gpu.clone(), self.readback.clone(), ranges)
     }
 }
 
@@ -281,70 +285,6 @@ pub(super) fn bind_group<'a>(
     })
 }
 
-impl Upload {
-    fn new(gpu: &Gpu, schedule: &Schedule) -> Result<Self> {
-        let mut bytes = 0;
-        let offsets = schedule.slots.iter().enumerate().map(|(index, slot)| {
-            let offset = (matches!(slot.role, Role::Input) && !schedule.writes(index)).then_some(bytes);
-            bytes += offset.map_or(0, |_| aligned(slot.bytes));
-            offset
-        });
-        let offsets = offsets.collect();
-        let usage = wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::COPY_SRC;
-        let buffer = gpu.create_buffer("regard upload staging", bytes, usage)?;
-        Ok(Self { buffer, offsets, pending: Vec::new(), mapping: Arc::new(Mutex::new(Mapping::Mapped)) })
-    }
-
-    fn write(&mut self, gpu: &Gpu, slot: usize, offset: u64, bytes: &[u8]) -> Result<()> {
-        if *lock(&self.mapping) == Mapping::Asked {
-            gpu.wait_until(|| *lock(&self.mapping) != Mapping::Asked)?;
-        }
-        if *lock(&self.mapping) == Mapping::Unmapped {
-            gpu.check_alive()?;
-            return Err(Error::DeviceLost("the upload buffer could not be mapped".into()));
-        }
-        let size = padded(bytes.len() as u64);
-        let range = offset..offset + size;
-        let mut view = self.buffer.0.get_mapped_range_mut(range).map_err(|error| gpu.complaint(&error))?;
-        view.slice(..bytes.len()).copy_from_slice(bytes);
-        self.pending.retain(|(other, _)| *other != slot);
-        self.pending.push((slot, size));
-        Ok(())
-    }
-
-    /// Copies what was written since the last submission to where it belongs.
-    fn record(&mut self, gpu: &Gpu, encoder: &mut wgpu::CommandEncoder, buffers: &[GpuBuffer]) -> Result<()> {
-        if self.pending.is_empty() {
-            return Ok(());
-        }
-        *lock(&self.mapping) = Mapping::Unmapped;
-        gpu.scoped(|| self.buffer.0.unmap())?;
-        for (slot, size) in self.pending.drain(..) {
-            let offset = self.offsets[slot].expect("only slots with an offset are pending");
-            encoder.copy_buffer_to_buffer(&self.buffer.0, offset, &buffers[slot].0, 0, size);
-        }
-        Ok(())
-    }
-
-    /// Asks for the buffer to be mapped once the copies are done.
-    fn map(&self, gpu: &Gpu) -> Result<()> {
-        {
-            let mut mapping = lock(&self.mapping);
-            if *mapping != Mapping::Unmapped {
-                return Ok(());
-            }
-            *mapping = Mapping::Asked;
-        }
-        // The lock is free again: a mapping that fails may call back at once.
-        let mapping = self.mapping.clone();
-        gpu.scoped(|| {
-            self.buffer.0.map_async(wgpu::MapMode::Write, .., move |result| {
-                *lock(&mapping) = if result.is_ok() { Mapping::Mapped } else { Mapping::Unmapped };
-            });
-        })
-    }
-}
-
 fn launch(step: &Step) -> (&Step, &Launch) {
     match &step.technique {
         Technique::Gpu(launch) => (step, launch),
@@ -370,9 +310,4 @@ fn params_buffer(gpu: &Gpu, launches: &[(&Step, &Launch)]) -> Result<(GpuBuffer,
         gpu.scoped(|| gpu.queue.write_buffer(&buffer.0, 0, &bytes))?;
     }
     Ok((buffer, ranges))
-}
-
-/// Mapped ranges start at multiples of 8.
-fn aligned(bytes: u64) -> u64 {
-    padded(bytes).next_multiple_of(wgpu::MAP_ALIGNMENT)
 }

@@ -1,10 +1,11 @@
 //! How long runs and steps take, by timestamps that the GPU writes, or by the host's clock where there are none.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::gpu_device::{Gpu, GpuBuffer};
 use super::program::GpuProgram;
-use super::readback::Readback;
+use super::readback::Staging;
 use crate::error::Result;
 use crate::timing::{Clock, Sample};
 
@@ -13,7 +14,7 @@ use crate::timing::{Clock, Sample};
 pub(super) struct Timer {
     queries: wgpu::QuerySet,
     resolved: GpuBuffer,
-    readback: GpuBuffer,
+    readback: Arc<Staging>,
 }
 
 impl Timer {
@@ -26,8 +27,7 @@ impl Timer {
         })?;
         let usage = wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC;
         let resolved = gpu.create_buffer("regard timer", bytes, usage)?;
-        let usage = wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::COPY_DST;
-        let readback = gpu.create_buffer("regard timer readback", bytes, usage)?;
+        let readback = Staging::new(gpu, "regard timer readback", bytes)?;
         Ok(Self { queries, resolved, readback })
     }
 }
@@ -53,15 +53,12 @@ impl GpuProgram {
         if self.gpu.capabilities().timestamps {
             return Ok((self.timed(&each)?, Clock::Gpu));
         }
-        let encoder = self.encoder_with_uploads()?;
-        self.finish(encoder)?;
+        self.submit_recorded(|_, _| {})?;
         let mut seconds = Vec::with_capacity(each.len());
         for step in each {
             self.gpu.wait()?;
             let start = Instant::now();
-            let mut encoder = self.encoder_with_uploads()?;
-            self.record_pass(&mut encoder, step, None);
-            self.finish(encoder)?;
+            self.submit_recorded(|program, encoder| program.record_pass(encoder, step, None))?;
             self.gpu.wait()?;
             seconds.push(start.elapsed().as_secs_f64());
         }
@@ -77,21 +74,19 @@ impl GpuProgram {
             Some(timer) => timer,
             None => Timer::new(&self.gpu, u32::try_from(self.steps.len()).expect("steps fit 32 bits"))?,
         };
-        let mut encoder = self.encoder_with_uploads()?;
-        for (range, query) in passes.iter().zip((0..).step_by(2)) {
-            self.record_pass(&mut encoder, range.clone(), Some((&timer.queries, query)));
-        }
-        let count = 2 * passes.len() as u32;
-        encoder.resolve_query_set(&timer.queries, 0..count, &timer.resolved.0, 0);
-        let bytes = 8 * u64::from(count);
-        encoder.copy_buffer_to_buffer(&timer.resolved.0, 0, &timer.readback.0, 0, bytes);
-        self.finish(encoder)?;
-        let ticks = Readback::start(self.gpu.clone(), timer.readback.clone(), std::iter::once(0..bytes).collect())?
-            .wait()?
-            .remove(0);
+        let bytes = 16 * passes.len() as u64;
+        let staging = timer.readback.clone();
+        let readback = self.submit_and_map(&staging, |program, encoder| {
+            for (range, query) in passes.iter().zip((0..).step_by(2)) {
+                program.record_pass(encoder, range.clone(), Some((&timer.queries, query)));
+            }
+            encoder.resolve_query_set(&timer.queries, 0..2 * passes.len() as u32, &timer.resolved.0, 0);
+            encoder.copy_buffer_to_buffer(&timer.resolved.0, 0, &staging.buffer.0, 0, bytes);
+        })?;
+        readback.wait()?;
+        let ticks: Vec<u64> = readback.look(&(0..bytes), |bytes| Ok(bytemuck::pod_collect_to_vec(bytes)))?;
         self.timer = Some(timer);
         let period = f64::from(self.gpu.queue.get_timestamp_period()) * 1e-9;
-        let ticks: Vec<u64> = bytemuck::pod_collect_to_vec(&ticks);
         Ok(ticks.chunks_exact(2).map(|pair| pair[1].saturating_sub(pair[0]) as f64 * period).collect())
     }
 

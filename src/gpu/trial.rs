@@ -39,7 +39,7 @@ pub(crate) fn run_trial(gpu: &Arc<Gpu>, launch: &Launch, trial: &Trial<'_>) -> R
             let [x, y, z] = launch.workgroups;
             pass.dispatch_workgroups(x, y, z);
             drop(pass);
-            gpu.queue.submit([encoder.finish()]);
+            gpu.submit(encoder.finish());
         })?;
     }
     written.iter().zip(outputs).map(|(buffer, (_, bytes))| gpu.download(buffer, bytes.len() as u64)).collect()

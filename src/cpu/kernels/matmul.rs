@@ -13,6 +13,7 @@ use super::args::{Elements, ElementsMut};
 use super::elementwise::{Step, in_place};
 use few_rows::FewRows;
 use rayon::prelude::*;
+use smallvec::SmallVec;
 
 /// How the right factor is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -102,7 +103,7 @@ pub fn matmul(args: &MatmulArgs, out: ElementsMut) {
         ElementsMut::F32(out) => product.all(pieces(args, out)),
         mut out => {
             let mut single = vec![0.0; size * args.batches.len()];
-            let in_order: Vec<_> = args.batches.iter().zip(single.chunks_exact_mut(size)).collect();
+            let in_order: Pieces<'_, '_> = args.batches.iter().zip(single.chunks_exact_mut(size)).collect();
             product.all(in_order);
             for (batch, single) in args.batches.iter().zip(single.chunks_exact(size)) {
                 out.write(batch.c, single);
@@ -165,12 +166,15 @@ fn merge<'a>(args: &MatmulArgs<'a>) -> MatmulArgs<'a> {
     }
 }
 
+/// Batches with their pieces of the output; most products are one batch, which takes no memory.
+type Pieces<'o, 'b> = SmallVec<[(&'b BatchOffsets, &'o mut [f32]); 1]>;
+
 /// Each batch with its piece of `out`.
-fn pieces<'o, 'b>(args: &MatmulArgs<'b>, out: &'o mut [f32]) -> Vec<(&'b BatchOffsets, &'o mut [f32])> {
-    let mut batches: Vec<&BatchOffsets> = args.batches.iter().collect();
+fn pieces<'o, 'b>(args: &MatmulArgs<'b>, out: &'o mut [f32]) -> Pieces<'o, 'b> {
+    let mut batches: SmallVec<[&BatchOffsets; 1]> = args.batches.iter().collect();
     batches.sort_by_key(|batch| batch.c);
     let (mut rest, mut start) = (out, 0);
-    let mut pieces = Vec::with_capacity(batches.len());
+    let mut pieces = Pieces::with_capacity(batches.len());
     for batch in batches {
         let (_, tail) = rest.split_at_mut(batch.c - start);
         let (piece, tail) = tail.split_at_mut(args.m * args.n);
@@ -190,11 +194,11 @@ struct Product<'a> {
 
 impl Product<'_> {
     /// Spreads many products over threads, and lets few use all threads each.
-    fn all(&self, pieces: Vec<(&BatchOffsets, &mut [f32])>) {
+    fn all(&self, pieces: Pieces<'_, '_>) {
         let work = self.args.m * self.args.n * self.args.k.max(1);
         let threads = if work < MIN_PARALLEL { 1 } else { rayon::current_num_threads() };
         if pieces.len() >= rayon::current_num_threads() && pieces.len() > 1 {
-            let pieces = pieces.into_par_iter().with_min_len(MIN_PARALLEL.div_ceil(work));
+            let pieces = pieces.into_vec().into_par_iter().with_min_len(MIN_PARALLEL.div_ceil(work));
             pieces.for_each(|(batch, out)| self.one(*batch, out, 1));
         } else {
             pieces.into_iter().for_each(|(batch, out)| self.one(*batch, out, threads));
