@@ -1,14 +1,15 @@
 //! Devices: a GPU through wgpu, or the native CPU backend, behind one face.
 
 use std::fmt;
-use std::path::PathBuf;
 use std::sync::Arc;
 
+pub use crate::cache::Cache;
 use crate::capabilities::Capabilities;
 use crate::cpu::{Cpu, CpuBuffer};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, GpuBuffer};
 use crate::tensor::{HostTensor, TensorDesc};
+use crate::tuned::Tuned;
 
 /// Which device to take.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -47,19 +48,6 @@ pub enum Checks {
     Checked,
 }
 
-/// Where compiled pipelines stay between processes, if the driver gives them out (Vulkan). One file for each adapter, which is
-/// replaced as a whole; when it cannot be read or written, or is not what it was, pipelines are compiled anew.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum Cache {
-    /// `regard/pipelines` in the user's folder for caches, such as `~/.cache`.
-    #[default]
-    User,
-    /// This folder, which is made if need be.
-    Folder(PathBuf),
-    /// Nowhere.
-    None,
-}
-
 /// How to open a device.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct DeviceOptions {
@@ -67,7 +55,7 @@ pub struct DeviceOptions {
     pub select: Select,
     /// Run-time checks in shaders.
     pub checks: Checks,
-    /// Where compiled pipelines stay.
+    /// Where compiled pipelines and the results of tuning stay.
     pub cache: Cache,
 }
 
@@ -75,6 +63,7 @@ pub struct DeviceOptions {
 #[derive(Debug, Clone)]
 pub struct Device {
     pub(crate) inner: Inner,
+    pub(crate) tuned: Arc<Tuned>,
     reason: Arc<str>,
 }
 
@@ -91,12 +80,12 @@ impl Device {
     /// [`Error::NoAdapter`] when nothing fits, [`Error::Device`] when the adapter refuses to open.
     pub fn new(options: &DeviceOptions) -> Result<Self> {
         if options.select == Select::Cpu {
-            return Ok(Self::cpu());
+            return Ok(Self::native("the CPU backend was asked for", &options.cache));
         }
         match Gpu::open(options) {
-            Ok((gpu, reason)) => Ok(Self::from_gpu(gpu, &reason)),
+            Ok((gpu, reason)) => Ok(Self::from_gpu(gpu, &reason, &options.cache)),
             Err(Error::NoAdapter(why)) if options.select == Select::Best => {
-                Ok(Self { inner: Inner::Cpu(Arc::default()), reason: format!("{why}, so the CPU backend").into() })
+                Ok(Self::native(&format!("{why}, so the CPU backend"), &options.cache))
             }
             Err(error) => Err(error),
         }
@@ -112,11 +101,18 @@ impl Device {
 
     /// The native CPU backend. It uses the calling thread's `rayon` pool.
     pub fn cpu() -> Self {
-        Self { inner: Inner::Cpu(Arc::default()), reason: "the CPU backend was asked for".into() }
+        Self::native("the CPU backend was asked for", &Cache::default())
     }
 
-    pub(crate) fn from_gpu(gpu: Gpu, reason: &str) -> Self {
-        Self { inner: Inner::Gpu(Arc::new(gpu)), reason: reason.into() }
+    fn native(reason: &str, cache: &Cache) -> Self {
+        let cpu = Arc::<Cpu>::default();
+        let tuned = Arc::new(Tuned::new(cpu.name().to_owned(), cache));
+        Self { inner: Inner::Cpu(cpu), tuned, reason: reason.into() }
+    }
+
+    pub(crate) fn from_gpu(gpu: Gpu, reason: &str, cache: &Cache) -> Self {
+        let tuned = Arc::new(Tuned::new(gpu.name().to_owned(), cache));
+        Self { inner: Inner::Gpu(Arc::new(gpu)), tuned, reason: reason.into() }
     }
 
     /// Features and limits.

@@ -54,6 +54,8 @@ pub(crate) struct Node {
     pub instead_of: Option<&'static str>,
     /// Steps of other nodes that this one has taken over.
     pub then: Vec<String>,
+    /// Tuning put it in the place of another.
+    pub tuned: bool,
 }
 
 /// The tensor among `to` that stands where `tensor` stands among `from`.
@@ -162,7 +164,8 @@ impl Graph {
         self.add_node(Arc::new(op), inputs, lowerings)
     }
 
-    fn add_node(
+    /// Adds a node with other ways to compute it. Errors as [`Graph::add`].
+    pub(crate) fn add_node(
         &mut self,
         op: Arc<dyn Op>,
         inputs: &[Tensor],
@@ -189,8 +192,8 @@ impl Graph {
         }
         let outputs: Vec<Tensor> =
             outputs.into_iter().zip(origins).map(|(desc, origin)| self.push(desc, origin, String::new())).collect();
-        let (inputs, instead_of, then) = (inputs.to_vec(), None, Vec::new());
-        self.nodes.push(Node { op, inputs, outputs: outputs.clone(), lowerings, instead_of, then });
+        let (inputs, instead_of, then, tuned) = (inputs.to_vec(), None, Vec::new(), false);
+        self.nodes.push(Node { op, inputs, outputs: outputs.clone(), lowerings, instead_of, then, tuned });
         Ok(outputs)
     }
 

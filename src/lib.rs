@@ -35,6 +35,7 @@
 //! | [`ops`] | one file per op: shape rule, reference, cost, techniques, cases, builder; the registry |
 //! | [`attention`] | `Graph::attention` and its strategies |
 //! | `timing` | durations and what measured them |
+//! | `cache`, `tuned` | files between processes; which technique was measured fastest |
 //! | [`memory`], `schedule` | slots that tensors share; lowerings, techniques and slots resolved for a graph |
 //! | [`gpu`] | the only folder that names wgpu |
 //! | [`cpu`] | the native backend; its kernels know nothing above [`mask`] |
@@ -43,6 +44,7 @@
 //! | [`nn`] | layers built on graphs, and files that hold their weights |
 //! | [`models`] | whole models from the files that their authors publish |
 //! | [`mod@bench`] | suites, measurement, reports |
+//! | [`tuning`] | every technique for each node of a graph: checked, timed, the fastest kept |
 //!
 //! `shaders/<op>_<technique>.wgsl` is one kernel, plain WGSL; `shaders/lib` holds functions that kernels share, where files
 //! with the same function names are interchangeable.
@@ -59,6 +61,7 @@
 
 pub mod attention;
 pub mod bench;
+mod cache;
 pub mod capabilities;
 pub mod case;
 pub mod compare;
@@ -82,6 +85,8 @@ mod schedule;
 pub mod shader;
 pub mod tensor;
 mod timing;
+mod tuned;
+pub mod tuning;
 pub mod verify;
 mod weight_cache;
 pub mod weights;

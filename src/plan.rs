@@ -54,7 +54,7 @@ impl Plan {
     /// # Errors
     /// A graph without outputs, a technique that the device lacks, a tensor over its binding limit, a lost device.
     pub fn with_options(device: &Device, graph: &Graph, options: &PlanOptions) -> Result<Self> {
-        let schedule = Schedule::new(graph, device.capabilities(), options)?;
+        let schedule = Schedule::tuned(graph, device.capabilities(), options, &device.tuned.table())?;
         schedule.check_limits(device.capabilities())?;
         let engine = match &device.inner {
             Inner::Gpu(gpu) => Engine::Gpu(Box::new(GpuProgram::new(gpu.clone(), &schedule)?)),
@@ -69,7 +69,8 @@ impl Plan {
     /// # Errors
     /// A graph without outputs, or a technique that the device lacks.
     pub fn preview(device: &Device, graph: &Graph, options: &PlanOptions) -> Result<PlanDescription> {
-        Ok(Schedule::new(graph, device.capabilities(), options)?.describe(device.name(), device.capabilities()))
+        let schedule = Schedule::tuned(graph, device.capabilities(), options, &device.tuned.table())?;
+        Ok(schedule.describe(device.name(), device.capabilities()))
     }
 
     /// Steps, shapes, work and memory.

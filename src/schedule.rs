@@ -12,6 +12,7 @@ use crate::memory::{Lifetime, assign, largest_live_set};
 use crate::op::{Cost, Op, Technique};
 pub use crate::rewrite::Rewrites;
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
+use crate::tuned::Table;
 pub use description::{PlanDescription, StepDescription};
 
 /// Choices that override the default ones.
@@ -44,6 +45,8 @@ pub(crate) struct Step {
     pub instead_of: Option<&'static str>,
     /// Steps of other nodes that it computes besides.
     pub then: Vec<String>,
+    /// Measurements chose it.
+    pub tuned: bool,
 }
 
 /// A tensor of a step: where it lies and what it is.
@@ -96,10 +99,26 @@ struct Placed {
     live_bytes: u64,
 }
 
+/// What the choice of techniques depends on, the nodes aside.
+#[derive(Clone, Copy)]
+struct Chooser<'a> {
+    capabilities: &'a Capabilities,
+    options: &'a PlanOptions,
+    table: &'a Table,
+}
+
 impl Schedule {
+    /// Without measurements.
+    #[cfg(test)]
     pub fn new(graph: &Graph, capabilities: &Capabilities, options: &PlanOptions) -> Result<Self> {
+        Self::tuned(graph, capabilities, options, &Table::default())
+    }
+
+    /// With the techniques that were measured fastest, where nobody asks for another.
+    pub fn tuned(graph: &Graph, capabilities: &Capabilities, options: &PlanOptions, table: &Table) -> Result<Self> {
+        let chooser = Chooser { capabilities, options, table };
         check_forced(graph, options)?;
-        let mut graph = lowered(graph, capabilities, options)?;
+        let mut graph = chooser.lowered(graph)?;
         if options.rewrites != Rewrites::NONE && options.techniques.iter().all(|(op, _)| op != "elementwise") {
             let graph = graph.to_mut();
             graph.nodes = needed(graph).into_iter().cloned().collect();
@@ -119,9 +138,11 @@ impl Schedule {
             .iter()
             .map(|node| {
                 let descs = input_descs(graph, node);
+                let (technique, tuned) = chooser.choose(node, &descs)?;
                 Ok(Step {
                     op: node.op.clone(),
-                    technique: choose(node, &descs, capabilities, options)?,
+                    technique,
+                    tuned: tuned || node.tuned,
                     inputs: node.inputs.iter().map(|&tensor| operand(tensor)).collect(),
                     outputs: node.outputs.iter().map(|&tensor| operand(tensor)).collect(),
                     cost: node.op.cost(&descs),
@@ -224,23 +245,54 @@ fn forced<'a>(node: &Node, options: &'a PlanOptions) -> Option<&'a str> {
     techniques.find(|(op, _)| op == node.op.name()).map(|(_, technique)| technique.as_str())
 }
 
-/// The graph with other nodes for those that this device computes better in several steps, or cannot compute in one.
-fn lowered<'a>(graph: &'a Graph, capabilities: &Capabilities, options: &PlanOptions) -> Result<Cow<'a, Graph>> {
-    let mut graph = Cow::Borrowed(graph);
-    let mut index = 0;
-    while let Some(node) = graph.nodes.get(index) {
-        let descs = input_descs(&graph, node);
-        let wanted = node.lowerings.iter().find(|lowering| match forced(node, options) {
-            Some(forced) => lowering.name() == forced,
-            None => lowering.wins(&descs, &node.op.techniques(&descs, capabilities), capabilities),
-        });
-        match wanted.cloned() {
+impl Chooser<'_> {
+    /// The graph with other nodes for those that this device computes better in several steps, or cannot compute in one.
+    fn lowered<'a>(&self, graph: &'a Graph) -> Result<Cow<'a, Graph>> {
+        let mut graph = Cow::Borrowed(graph);
+        let mut index = 0;
+        while let Some(node) = graph.nodes.get(index) {
+            let descs = input_descs(&graph, node);
+            let forced = forced(node, self.options);
+            let tuned = if forced.is_none() { self.measured(node, &descs) } else { None };
+            let wanted = node.lowerings.iter().find(|lowering| match forced.or(tuned) {
+                Some(name) => lowering.name() == name,
+                None => lowering.wins(&descs, &node.op.techniques(&descs, self.capabilities), self.capabilities),
+            });
+            let Some(lowering) = wanted.cloned() else {
+                index += 1;
+                continue;
+            };
+            let (is_tuned, nodes) = (tuned.is_some(), graph.nodes.len());
             // What comes in its place may have lowerings of its own.
-            Some(lowering) => graph.to_mut().lower(index, &*lowering, capabilities)?,
-            None => index += 1,
+            graph.to_mut().lower(index, &*lowering, self.capabilities)?;
+            let added = graph.nodes.len() + 1 - nodes;
+            graph.to_mut().nodes[index..index + added].iter_mut().for_each(|node| node.tuned |= is_tuned);
+        }
+        Ok(graph)
+    }
+
+    /// What was measured to be the fastest for a node: a technique, or a lowering of the node's.
+    fn measured(&self, node: &Node, descs: &[TensorDesc]) -> Option<&str> {
+        let techniques = || node.op.techniques(descs, self.capabilities);
+        self.table.choice(&*node.op, descs, &node.lowerings, techniques)
+    }
+
+    /// A node's technique, and whether measurements chose it.
+    fn choose(&self, node: &Node, descs: &[TensorDesc]) -> Result<(Technique, bool)> {
+        let Self { capabilities, options, .. } = *self;
+        let forced = forced(node, options);
+        let mut offered = node.op.techniques(descs, capabilities);
+        let named = |name: &str| offered.iter().position(|technique| technique.name() == name);
+        let tuned = if forced.is_none() { self.measured(node, descs).and_then(named) } else { None };
+        let first = match forced {
+            Some(forced) => named(forced),
+            None => (!offered.is_empty()).then_some(0),
+        };
+        match tuned.or(first) {
+            Some(index) => Ok((offered.swap_remove(index), tuned.is_some())),
+            None => Err(unsupported(node, descs, &offered, *self)),
         }
     }
-    Ok(graph)
 }
 
 /// Nodes that some output depends on, or that change an input in place, in order.
@@ -314,27 +366,26 @@ fn place(graph: &Graph, nodes: &[&Node]) -> Placed {
     Placed { slots, slot_of, live_bytes: largest_live_set(&named) }
 }
 
-fn choose(node: &Node, descs: &[TensorDesc], capabilities: &Capabilities, options: &PlanOptions) -> Result<Technique> {
-    let op = node.op.name();
+/// Why a node has no technique.
+fn unsupported(node: &Node, descs: &[TensorDesc], offered: &[Technique], chooser: Chooser<'_>) -> Error {
+    let Chooser { capabilities, options, .. } = chooser;
     let forced = forced(node, options);
-    let mut offered = node.op.techniques(descs, capabilities);
-    let Some(index) = offered.iter().position(|technique| forced.is_none_or(|forced| technique.name() == forced))
-    else {
-        // Those that did not win are no help to somebody who asked for nothing.
-        let lowerings = node.lowerings.iter().filter(|_| forced.is_some()).map(|lowering| lowering.name());
-        let names: Vec<_> = offered.iter().map(Technique::name).chain(lowerings).collect();
-        let outputs = node.op.outputs(descs)?;
-        let lacks_f16 = !capabilities.f16 && descs.iter().chain(&outputs).any(|desc| desc.dtype == Dtype::F16);
-        let bound = descs.len() + outputs.len();
-        let reason = match (lacks_f16, names.is_empty()) {
-            (true, _) => "a tensor is f16 and the device has no f16 in shaders".to_owned(),
-            (false, true) if bound > capabilities.storage_buffers as usize => {
-                format!("it binds {bound} storage buffers and the device has {}", capabilities.storage_buffers)
-            }
-            (false, true) => "nothing is offered for these shapes".to_owned(),
-            (false, false) => format!("offered are {}", names.join(", ")),
-        };
-        return Err(Error::Unsupported { op, technique: forced.unwrap_or("any").into(), reason });
+    // Those that did not win are no help to somebody who asked for nothing.
+    let lowerings = node.lowerings.iter().filter(|_| forced.is_some()).map(|lowering| lowering.name());
+    let names: Vec<_> = offered.iter().map(Technique::name).chain(lowerings).collect();
+    let outputs = match node.op.outputs(descs) {
+        Ok(outputs) => outputs,
+        Err(error) => return error,
     };
-    Ok(offered.swap_remove(index))
+    let lacks_f16 = !capabilities.f16 && descs.iter().chain(&outputs).any(|desc| desc.dtype == Dtype::F16);
+    let bound = descs.len() + outputs.len();
+    let reason = match (lacks_f16, names.is_empty()) {
+        (true, _) => "a tensor is f16 and the device has no f16 in shaders".to_owned(),
+        (false, true) if bound > capabilities.storage_buffers as usize => {
+            format!("it binds {bound} storage buffers and the device has {}", capabilities.storage_buffers)
+        }
+        (false, true) => "nothing is offered for these shapes".to_owned(),
+        (false, false) => format!("offered are {}", names.join(", ")),
+    };
+    Error::Unsupported { op: node.op.name(), technique: forced.unwrap_or("any").into(), reason }
 }

@@ -9,6 +9,7 @@ mod info;
 mod run;
 mod shell;
 mod text;
+mod tune;
 mod verify;
 mod verify_table;
 
@@ -36,6 +37,8 @@ enum Command {
     Verify(verify::Args),
     /// Checks problems, then times them
     Bench(bench::Args),
+    /// Times every technique for each node of problems, and has plans take the fastest from then on
+    Tune(tune::Args),
     /// Runs the layer in a safetensors file with its own weights and inputs
     Run(run::Args),
     /// Turns each line of standard input into a vector with a sentence-embedding model
@@ -87,6 +90,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Info(args) => info::run(args, &mut out),
         Command::Verify(args) => verify::run(args, &mut out),
         Command::Bench(args) => bench::run(args, &mut out),
+        Command::Tune(args) => tune::run(args, &mut out),
         Command::Run(args) => run::run(args, &mut out),
         Command::Embed(args) => embed::run(args, &mut out),
         Command::Completions(args) => shell::completions(args, &mut Cli::command(), &mut out),

@@ -11,8 +11,9 @@ impl Device {
     /// (`SHADER_F16`, `SUBGROUP`, `TIMESTAMP_QUERY`, `EXPERIMENTAL_COOPERATIVE_MATRIX`; with `PIPELINE_CACHE` pipelines are kept as
     /// [`Cache::User`] says); its error and loss callbacks are left alone.
     pub fn from_wgpu(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        let gpu = Gpu::assemble(adapter, device, queue, Checks::default(), &Cache::default());
-        Self::from_gpu(gpu, "the caller's wgpu device")
+        let cache = Cache::default();
+        let gpu = Gpu::assemble(adapter, device, queue, Checks::default(), &cache);
+        Self::from_gpu(gpu, "the caller's wgpu device", &cache)
     }
 }
 

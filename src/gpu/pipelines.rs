@@ -3,15 +3,13 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::hash::{DefaultHasher, Hasher};
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
-use directories::ProjectDirs;
 use rayon::prelude::*;
 
 use super::gpu_device::{Gpu, lock};
-use crate::device::Cache;
+use crate::cache::{Cache, replace};
 use crate::error::Result;
 use crate::shader::Shader;
 
@@ -33,14 +31,9 @@ impl Pipelines {
     /// None yet, but what the file holds that this adapter's driver wrote. A file that cannot be read, is damaged or is of another
     /// driver counts as empty.
     pub fn new(adapter: &wgpu::Adapter, device: &wgpu::Device, cache: &Cache) -> Self {
-        let path = match cache {
-            Cache::None => None,
-            Cache::Folder(folder) => Some(folder.clone()),
-            Cache::User => ProjectDirs::from("", "", "regard").map(|dirs| dirs.cache_dir().join("pipelines")),
-        };
         let key = wgpu::util::pipeline_cache_key(&adapter.get_info());
         let kept = device.features().contains(wgpu::Features::PIPELINE_CACHE);
-        let path = path.zip(key).map(|(folder, key)| folder.join(key)).filter(|_| kept);
+        let path = cache.folder("pipelines").zip(key).map(|(folder, key)| folder.join(key)).filter(|_| kept);
         let file = path.map(|path| {
             let data = fs::read(&path).ok();
             let data = data.as_deref().and_then(unsealed);
@@ -117,18 +110,6 @@ fn sealed(data: &[u8]) -> Vec<u8> {
 fn unsealed(file: &[u8]) -> Option<&[u8]> {
     let (sum, data) = file.strip_prefix(HEAD)?.split_first_chunk()?;
     (*sum == checksum(data)).then_some(data)
-}
-
-/// Writes a file such that others see the old one or the new one.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(Path::new("."));
-    fs::create_dir_all(folder)?;
-    let ours = path.with_extension(format!("{}.tmp", std::process::id()));
-    let written = fs::write(&ours, bytes).and_then(|()| fs::rename(&ours, path));
-    if written.is_err() {
-        let _ = fs::remove_file(&ours);
-    }
-    written
 }
 
 #[cfg(test)]

@@ -43,6 +43,8 @@ pub struct StepDescription {
     pub instead_of: Option<&'static str>,
     /// Element-wise steps of the graph that it computes besides, such as `gelu`; see [`Rewrites`](crate::Rewrites).
     pub then: Vec<String>,
+    /// Measurements chose it ([`Device::tune`](crate::Device::tune)), alone or with the steps beside it that stand for the same op.
+    pub tuned: bool,
     /// Whether operands are rounded to f16 for the products; only where the graph allows it.
     pub precision: Precision,
     /// What goes in.
@@ -63,7 +65,8 @@ impl StepDescription {
         let instead_of = self.instead_of.map_or(String::new(), |op| format!(" for {op}"));
         let rounded = if self.precision == Precision::Half { " (products in f16)" } else { "" };
         let then = if self.then.is_empty() { String::new() } else { format!(" then {}", self.then.join(", ")) };
-        format!("{}{then}{instead_of}{rounded}", self.technique)
+        let tuned = if self.tuned { " (tuned)" } else { "" };
+        format!("{}{then}{instead_of}{rounded}{tuned}", self.technique)
     }
 
     pub(super) fn new(step: &Step) -> Self {
@@ -73,6 +76,7 @@ impl StepDescription {
             technique: step.technique.name(),
             instead_of: step.instead_of,
             then: step.then.clone(),
+            tuned: step.tuned,
             precision: step.technique.precision(),
             inputs: descs(&step.inputs),
             outputs: descs(&step.outputs),
