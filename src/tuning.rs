@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::bench::{Bench, Definition, Line, Refusal, Settings, Task};
+use crate::bench::{Bench, CacheState, Definition, Line, Refusal, Settings, Task};
 use crate::case::{CaseInput, Values};
 use crate::compare::Tolerance;
 use crate::device::Device;
@@ -25,7 +25,10 @@ const SETTINGS: Settings = Settings {
     warm_up: Duration::from_millis(50),
     budget: Duration::from_millis(250),
     least_runs: 3,
-    longest_run: Duration::from_secs(10),
+    runs: None,
+    // As between the other layers of a model.
+    cache: CacheState::Cold,
+    longest_run: Some(Duration::from_secs(10)),
     total: None,
 };
 
@@ -56,7 +59,7 @@ impl Device {
     /// # Errors
     /// A graph that the device cannot run at all; a lost device.
     pub fn tune(&self, graph: &Graph) -> Result<Tuning> {
-        let bench = Bench::new(self.clone(), SETTINGS);
+        let bench = Bench::new(self.clone(), SETTINGS)?;
         let mut tuner = Tuner { device: self, bench, seen: HashSet::new(), entries: Vec::new(), without_choice: 0 };
         // Whole lowerings first: which nodes there are depends on them.
         for node in graph.nodes.iter().filter(|node| !node.lowerings.is_empty()) {
@@ -146,7 +149,7 @@ impl Single {
         let result = graph.desc(outputs[0])?.clone();
         let flops = self.op.cost(&self.inputs).flops;
         Ok(Task {
-            suite: "tune",
+            suite: "tune".into(),
             problem: Problem::new(&*self.op, &self.inputs, &self.lowerings).to_string(),
             graph,
             inputs,

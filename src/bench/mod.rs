@@ -10,6 +10,7 @@
 mod cold;
 mod host;
 mod kernels;
+pub mod latency;
 mod measure;
 mod problem;
 mod report;

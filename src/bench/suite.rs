@@ -40,10 +40,12 @@ pub enum Suite {
     Layer,
     /// That layer, and the attention of models in use: all-MiniLM-L6-v2, BERT-base, GPT-2, Llama 3 8B.
     Layers,
+    /// How long a program waits for its first result of the layer: [`latency`](super::latency).
+    Latency,
 }
 
 /// Each suite with its name.
-const NAMES: [(&str, Suite); 9] = [
+const NAMES: [(&str, Suite); 10] = [
     ("quick", Suite::Quick),
     ("fa", Suite::Fa),
     ("triton", Suite::Triton),
@@ -53,6 +55,7 @@ const NAMES: [(&str, Suite); 9] = [
     ("kernels", Suite::Kernels),
     ("layer", Suite::Layer),
     ("layers", Suite::Layers),
+    ("latency", Suite::Latency),
 ];
 
 impl Suite {
@@ -96,7 +99,7 @@ impl Suite {
             Self::Decode => self.attention(suites::decode(), strategy),
             Self::Memory => self.attention(suites::memory(), strategy),
             Self::Kernels => kernels::tasks(capabilities),
-            Self::Layer => Ok(vec![layer(strategy.unwrap_or_default())?]),
+            Self::Layer | Self::Latency => Ok(vec![layer(strategy.unwrap_or_default())?]),
             Self::Layers => {
                 let mut tasks = vec![layer(strategy.unwrap_or_default())?];
                 tasks.extend(self.attention(suites::models(), strategy)?);

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use git_version::git_version;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use regard::bench::{Bench, CacheState, Line, Problem, Roofline, Settings, Task};
+use regard::bench::{Bench, CacheState, Line, Problem, Roofline, Settings, Suite, Task};
 use regard::{Cache, Device, DeviceOptions, Select, Strategy};
 
 use super::bench_output::{self, Form, Target, Trace};
@@ -18,7 +18,7 @@ pub(crate) struct Args {
     /// auto, gpu, cpu, or part of an adapter's name; lavapipe is the software Vulkan device
     #[arg(long, default_value = "auto", value_parser = parse_select)]
     device: Select,
-    /// quick, fa, triton, cubek, decode, memory, kernels, layer, layers, or a TOML file; quick when no problem is given either
+    /// quick, fa, triton, cubek, decode, memory, kernels, layer, layers, latency, or a TOML file; quick when no problem is given either
     ///
     /// A file has `problems = ["b=1,h=8,s=1024,d=64", ...]`, and [[sweep]] tables of the same keys, whose lists of values are
     /// combined: `s = [1024, 2048]`, `causal = [true, false]`.
@@ -72,6 +72,9 @@ const COMMIT: &str = git_version!(args = ["--always", "--dirty=-modified", "--ab
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
     let device = Device::new(&DeviceOptions { select: args.device.clone(), ..DeviceOptions::default() })?;
+    if let Some(SuiteChoice::Named(Suite::Latency)) = args.suite {
+        return super::latency::run(&device, args.json, out);
+    }
     for (op, technique) in &args.techniques {
         bench_tasks::check_technique(op, technique, device.capabilities())?;
     }

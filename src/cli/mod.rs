@@ -6,6 +6,7 @@ mod bench_table;
 mod bench_tasks;
 mod embed;
 mod info;
+mod latency;
 mod run;
 mod shell;
 mod text;
@@ -47,6 +48,9 @@ enum Command {
     Completions(shell::Args),
     /// Prints a man page
     Man,
+    /// What the processes of `bench --suite latency` do
+    #[command(hide = true)]
+    FirstResult(latency::ChildArgs),
 }
 
 /// How a command ended, when it ended in order.
@@ -91,6 +95,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Verify(args) => verify::run(args, &mut out),
         Command::Bench(args) => bench::run(args, &mut out),
         Command::Tune(args) => tune::run(args, &mut out),
+        Command::FirstResult(args) => latency::child(args, &mut out),
         Command::Run(args) => run::run(args, &mut out),
         Command::Embed(args) => embed::run(args, &mut out),
         Command::Completions(args) => shell::completions(args, &mut Cli::command(), &mut out),
