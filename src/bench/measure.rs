@@ -67,7 +67,7 @@ pub struct Bench {
     cpu: String,
     stopwatch: Stopwatch,
     started: Instant,
-    /// Exact flops a second of the fastest line so far.
+    /// Exact flops a second of the fastest problem so far.
     rate: Option<f64>,
 }
 
@@ -176,7 +176,7 @@ impl Bench {
     }
 
     /// Runs once and compares.
-    fn check(&self, mut candidate: Candidate, task: &Task) -> Result<Prepared> {
+    fn check(&mut self, mut candidate: Candidate, task: &Task) -> Result<Prepared> {
         let Candidate { plan, line, .. } = &mut candidate;
         let inputs = task.draw();
         for ((name, _), value) in task.inputs.iter().zip(&inputs) {
@@ -185,7 +185,10 @@ impl Bench {
         let start = Instant::now();
         plan.submit()?;
         let got = plan.read("out")?;
-        if let Some(reason) = self.skip_longer(start.elapsed().as_secs_f64(), "takes", task) {
+        let seconds = start.elapsed().as_secs_f64();
+        if let Some(reason) = self.skip_longer(seconds, "takes", task) {
+            // Those after it need not run to be known as longer.
+            self.learn(candidate.work.flops_exact as f64 / seconds);
             return Ok(Prepared::skip(candidate.line, reason));
         }
         let (check, comparison) = check(task, &got, &task.expected(&inputs)?);
@@ -210,14 +213,17 @@ impl Bench {
     fn finish(&mut self, mut candidate: Candidate, samples: &[f64]) -> Result<Line> {
         let clock = self.stopwatch.describe();
         let timing = Timing::new(samples, [&clock, self.stopwatch.cache().name()], &candidate.work);
-        let rate = timing.tflops_exact * 1e12;
-        self.rate = Some(self.rate.map_or(rate, |fastest| fastest.max(rate)));
+        self.learn(timing.tflops_exact * 1e12);
         let software = self.device.capabilities().software;
         let bound = self.roofline.as_ref().and_then(|peaks| peaks.bound(&candidate.work, timing.median_ms * 1e-3));
         let timing = Timing { bound, ..timing };
         let warnings = warnings(&timing, Circumstances { software, subtracted: self.stopwatch.subtracted() });
         let steps = steps(&mut candidate.plan, &timing, &mut self.stopwatch)?;
         Ok(Line { timing: Some(timing), steps, warnings, ..candidate.line })
+    }
+
+    fn learn(&mut self, rate: f64) {
+        self.rate = Some(self.rate.map_or(rate, |fastest| fastest.max(rate)));
     }
 
     /// Seconds of one run at the rate of the fastest line so far.
@@ -349,6 +355,10 @@ mod tests {
         let limits = Settings { longest_run: Some(Duration::ZERO), ..SHORT };
         assert!(run(&task(), limits).unwrap().skipped.unwrap().contains("one run takes about"));
         assert!(run(&Task { refusal: Refusal::Fail, ..task() }, limits).unwrap().timing.is_some());
+        let mut bench = Bench::new(Device::cpu(), limits).unwrap();
+        assert!(bench.run(&task()).unwrap().skipped.unwrap().contains("one run takes about"));
+        let like_it = bench.run(&task()).unwrap();
+        assert!(like_it.skipped.unwrap().contains("one run would take about") && like_it.check.is_none());
         let late = Settings { total: Some(Duration::ZERO), ..SHORT };
         assert!(run(&task(), late).unwrap().skipped.unwrap().contains("the lines before took"));
     }
