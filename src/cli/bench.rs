@@ -7,7 +7,7 @@ use std::time::Duration;
 use git_version::git_version;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use regard::bench::{Bench, CacheState, Line, Problem, Roofline, Settings, Suite, Task};
-use regard::{Cache, Device, DeviceOptions, Select, Strategy};
+use regard::{Cache, Device, DeviceOptions, Error, Select, Strategy};
 
 use super::bench_output::{self, Form, Target, Trace};
 use super::bench_tasks::{self, Pair, SuiteChoice, parse_pair, parse_strategy, parse_suite, parse_technique};
@@ -73,7 +73,7 @@ const COMMIT: &str = git_version!(args = ["--always", "--dirty=-modified", "--ab
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
     let device = Device::new(&DeviceOptions { select: args.device.clone(), ..DeviceOptions::default() })?;
     if let Some(SuiteChoice::Named(Suite::Latency)) = args.suite {
-        return super::latency::run(&device, args.json, out);
+        return latency(args, &device, out);
     }
     for (op, technique) in &args.techniques {
         bench_tasks::check_technique(op, technique, device.capabilities())?;
@@ -110,6 +110,17 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
         bench_table::summary(out, &lines)?;
     }
     Ok(ending(&lines))
+}
+
+/// The suite `latency`, whose processes measure themselves.
+fn latency(args: &Args, device: &Device, out: &mut impl Write) -> Result {
+    let ways = args.strategy.is_some() || !args.techniques.is_empty() || args.compare.is_some();
+    if ways || !args.problems.is_empty() || args.profile.is_some() || args.csv {
+        let why = "suite: latency is one layer in processes of its own, it takes no problem, way to compute it, trace or CSV";
+        return Err(Error::Parse(why.into()).into());
+    }
+    let mut file = args.out.as_deref().map(Target::create).transpose()?;
+    super::latency::run(device, args.json, file.as_mut(), out)
 }
 
 fn form(args: &Args) -> Form {

@@ -8,8 +8,9 @@ use regard::bench::latency::{Latency, Process, first_result};
 use regard::capabilities::Backend;
 use regard::{Cache, Device, Select};
 
+use super::bench_output::Target;
 use super::text::{duration, wrap};
-use super::{Ending, Failure, Result, parse_select};
+use super::{Ending, Result, parse_select};
 
 /// Processes with empty caches, and as many with filled ones.
 const ROUNDS: usize = 5;
@@ -28,7 +29,8 @@ pub(crate) fn child(args: &ChildArgs, out: &mut impl Write) -> Result {
     Ok(Ending::Good)
 }
 
-pub(crate) fn run(device: &Device, json: bool, out: &mut impl Write) -> Result {
+/// `file` gets the JSON line too.
+pub(crate) fn run(device: &Device, json: bool, file: Option<&mut Target>, out: &mut impl Write) -> Result {
     let program = std::env::current_exe()?;
     let on_cpu = device.capabilities().backend == Backend::Cpu;
     let name = if on_cpu { "cpu".to_owned() } else { device.name() };
@@ -37,11 +39,14 @@ pub(crate) fn run(device: &Device, json: bool, out: &mut impl Write) -> Result {
         command.args(["first-result", "--device", &name, "--cache"]).arg(cache);
         command
     })?;
-    if json {
-        writeln!(out, "{}", serde_json::to_string(&latency).map_err(io::Error::from)?)?;
-        return Ok(Ending::Good);
+    let line = serde_json::to_string(&latency).map_err(io::Error::from)?;
+    if let Some(file) = file {
+        file.write(&format!("{line}\n"))?;
     }
-    print(&latency, out).map_err(Failure::from)?;
+    match json {
+        true => writeln!(out, "{line}")?,
+        false => print(&latency, out)?,
+    }
     Ok(Ending::Good)
 }
 
