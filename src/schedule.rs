@@ -251,6 +251,10 @@ impl Chooser<'_> {
         let mut graph = Cow::Borrowed(graph);
         let mut index = 0;
         while let Some(node) = graph.nodes.get(index) {
+            if node.lowerings.is_empty() {
+                index += 1;
+                continue;
+            }
             let descs = input_descs(&graph, node);
             let forced = forced(node, self.options);
             let tuned = if forced.is_none() { self.measured(node, &descs) } else { None };

@@ -256,6 +256,7 @@ impl Tuned {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::capabilities::Capabilities;
 
     fn entry(chosen: &str) -> Entry {
         let candidate = |technique: &str, milliseconds| Candidate {
@@ -301,6 +302,19 @@ mod tests {
         assert!(entry("a").measured(&offered(&[("a", ""), ("b", "")])));
         for other in [&[("a", "")][..], &[("b", ""), ("a", "")], &[("a", "changed"), ("b", "")]] {
             assert!(!entry("a").measured(&offered(other)), "{other:?}");
+        }
+    }
+
+    #[test]
+    fn a_name_is_one_technique() {
+        for entry in crate::ops::REGISTRY {
+            for case in (entry.cases)() {
+                for capabilities in [Capabilities::baseline_f16(), Capabilities::cpu()] {
+                    let techniques = case.op.techniques(&case.descs(), &capabilities);
+                    let names: std::collections::HashSet<_> = techniques.iter().map(Technique::name).collect();
+                    assert_eq!(names.len(), techniques.len(), "{} {}", entry.name, case.name);
+                }
+            }
         }
     }
 

@@ -88,3 +88,16 @@ fn print(args: &Args, entry: &Entry, out: &mut impl Write) -> io::Result<()> {
     }
     out.flush()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_suite_with_a_line_for_each_technique_has_each_problem_once() {
+        let args = Args { device: Select::Cpu, suite: Some(Suite::Kernels), problems: Vec::new(), json: false };
+        let tasks = tasks(&args, &Device::cpu()).unwrap();
+        let problems: std::collections::HashSet<_> = tasks.iter().map(|task| &task.problem).collect();
+        assert!(tasks.len() > 20 && problems.len() == tasks.len());
+    }
+}
