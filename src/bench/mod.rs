@@ -8,6 +8,7 @@
 //! lines are compared with.
 
 mod cold;
+mod comparison;
 mod host;
 mod kernels;
 pub mod latency;
@@ -15,6 +16,8 @@ mod measure;
 mod problem;
 mod report;
 mod roofline;
+mod run;
+mod side;
 mod statistics;
 mod stopwatch;
 mod suite;
@@ -25,10 +28,13 @@ mod warnings;
 mod work;
 
 pub use cold::CacheState;
+pub use comparison::{Comparison, Devices, Entry, Verdict, compare};
 pub use measure::{Bench, Settings};
 pub use problem::Problem;
 pub use report::{Bound, Check, Line, SCHEMA, StepTime, Timing, Versus};
 pub use roofline::Roofline;
+pub use run::Run;
+pub use side::{Basis, Ratio, Side, Spread};
 pub use statistics::{Interval, Statistics, ratio_interval};
 pub use suite::Suite;
 pub use suite_file::SuiteFile;

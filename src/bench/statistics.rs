@@ -2,6 +2,7 @@
 
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
+use serde::Serialize;
 
 /// Summary of a set of durations, in their own unit.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -14,6 +15,8 @@ pub struct Statistics {
     pub p05: f64,
     /// One in twenty is longer.
     pub p95: f64,
+    /// One in four is shorter.
+    pub first_quartile: f64,
     /// Third quartile less the first.
     pub iqr: f64,
     /// The shortest.
@@ -38,6 +41,7 @@ impl Statistics {
             median: quantile(&sorted, 0.5),
             p05: quantile(&sorted, 0.05),
             p95: quantile(&sorted, 0.95),
+            first_quartile: first,
             iqr,
             min,
             max,
@@ -47,7 +51,7 @@ impl Statistics {
 }
 
 /// How much longer one set of durations is than another, and within what bounds.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Interval {
     /// Median of the second over that of the first.
     pub ratio: f64,
@@ -101,7 +105,9 @@ mod tests {
     #[test]
     fn by_hand() {
         let statistics = Statistics::new(&[5.0, 1.0, 3.0, 2.0, 4.0]).unwrap();
-        let wanted = Statistics { runs: 5, median: 3.0, p05: 1.2, p95: 4.8, iqr: 2.0, min: 1.0, max: 5.0, outliers: 0 };
+        let (p05, p95, first_quartile) = (1.2, 4.8, 2.0);
+        let wanted =
+            Statistics { runs: 5, median: 3.0, p05, p95, first_quartile, iqr: 2.0, min: 1.0, max: 5.0, outliers: 0 };
         assert!((statistics.p05 - wanted.p05).abs() < 1e-12 && (statistics.p95 - wanted.p95).abs() < 1e-12);
         assert_eq!(Statistics { p05: wanted.p05, p95: wanted.p95, ..statistics }, wanted);
         assert_eq!(Statistics::new(&[1.0, 2.0]).unwrap().median, 1.5);

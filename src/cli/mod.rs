@@ -4,6 +4,7 @@ mod bench;
 mod bench_output;
 mod bench_table;
 mod bench_tasks;
+mod compare;
 mod embed;
 mod info;
 mod latency;
@@ -40,6 +41,8 @@ enum Command {
     Bench(bench::Args),
     /// Times every technique for each node of problems, and has plans take the fastest from then on
     Tune(tune::Args),
+    /// Compares two files of `regard bench --out`, problem by problem
+    Compare(compare::Args),
     /// Runs the layer in a safetensors file with its own weights and inputs
     Run(run::Args),
     /// Turns each line of standard input into a vector with a sentence-embedding model
@@ -96,6 +99,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Bench(args) => bench::run(args, &mut out),
         Command::Tune(args) => tune::run(args, &mut out),
         Command::FirstResult(args) => latency::child(args, &mut out),
+        Command::Compare(args) => compare::run(args, &mut out),
         Command::Run(args) => run::run(args, &mut out),
         Command::Embed(args) => embed::run(args, &mut out),
         Command::Completions(args) => shell::completions(args, &mut Cli::command(), &mut out),

@@ -1,0 +1,117 @@
+//! The command `regard compare`: what it prints, its exit code, and what it says of broken files.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+const PEERS: &str = "benches/results/2026-11-21-peers-burn.jsonl";
+
+/// Exit code, what was printed, and what was complained of.
+fn regard(arguments: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_regard"));
+    let output = command.current_dir(env!("CARGO_MANIFEST_DIR")).args(arguments).output().expect("it starts");
+    let text = |bytes| String::from_utf8(bytes).expect("it prints text");
+    (output.status.code().expect("no signal ended it"), text(output.stdout), text(output.stderr))
+}
+
+fn file(name: &str, lines: &[Value]) -> String {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("report_{name}"));
+    let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+    std::fs::write(&path, text).expect("the folder for tests can be written");
+    path.display().to_string()
+}
+
+/// A line whose runs spread by a percent.
+fn line(problem: &str, path: &str, ms: f64) -> Value {
+    let samples: Vec<f64> = (0..50).map(|at| ms * (1.0 + 0.001 * f64::from(at * 17 % 11 - 5))).collect();
+    json!({
+        "schema": "regard.bench/3", "version": "0.1.0", "date": "2026-11-21T10:00:00Z", "suite": "quick", "problem": problem,
+        "device": "a device", "path": path, "dispatches": 1, "flops": 2_000_000, "flops_exact": 1_000_000, "bytes": 10_000,
+        "peak_bytes": 20_000, "clock": "host clock", "cache": "cold", "runs": 50, "median_ms": ms, "p05_ms": 0.995 * ms,
+        "p95_ms": 1.005 * ms, "iqr_ms": 0.005 * ms, "min_ms": 0.995 * ms, "max_ms": 1.005 * ms, "outliers": 0, "tflops": 0.5,
+        "tflops_exact": 0.25, "gbps": 12.0, "samples_ms": samples, "bound": "arithmetic", "bound_share": 0.5,
+        "bound_per_second": 5e11, "steps": [{"step": path, "ms": 0.75 * ms, "flops": 900_000, "bytes": 5_000},
+            {"step": "merge", "ms": 0.25 * ms, "flops": 100_000, "bytes": 5_000}],
+        "max_error": 1e-7, "error_of_scale": 1e-6, "tolerance_of_scale": 1e-5, "checked_rows": "all", "warnings": [],
+    })
+}
+
+/// As many processes as make an interval of their own.
+fn processes(problem: &str, ms: f64) -> Vec<Value> {
+    [1.0, 1.01, 1.005, 1.02, 1.2].map(|factor| line(problem, "x", ms * factor)).into()
+}
+
+#[test]
+fn a_slowdown_is_an_alarm_and_noise_is_none() {
+    let old = file("old", &[processes("p", 1.0), processes("q", 1.0)].concat());
+    let same = file("same", &[processes("p", 1.01), processes("q", 0.99)].concat());
+    let slow = file("slow", &[processes("p", 1.1), processes("q", 0.9)].concat());
+    let (code, printed, complaint) = regard(&["compare", &old, &same, "--fail-if-slower", "5%"]);
+    assert_eq!((code, complaint.as_str()), (0, ""), "{printed}");
+    assert!(printed.contains("no problem is slower by more than 5 %"), "{printed}");
+    let (code, printed, _) = regard(&["compare", &old, &slow, "--fail-if-slower", "5%"]);
+    assert_eq!(code, 1, "{printed}");
+    assert!(printed.contains("1 problem is slower by more than 5 %, or has no time any more: p"), "{printed}");
+    let at = |text: &str| printed.find(text).unwrap_or_else(|| panic!("`{text}` in {printed}"));
+    assert!(
+        at("\nslower\n") < at("\nfaster\n") && at("\nfaster\n") < at("geometric mean of the ratios 0.995"),
+        "{printed}"
+    );
+    assert!(printed.lines().all(|line| line.chars().count() <= 100), "{printed}");
+    // Without a limit it is no failure.
+    assert_eq!(regard(&["compare", &old, &slow]).0, 0);
+}
+
+#[test]
+fn json_has_an_object_for_each_problem_and_a_summary() {
+    let old = file("json_old", &processes("p", 1.0));
+    let new = file("json_new", &processes("p", 1.1));
+    let (code, printed, _) = regard(&["compare", &old, &new, "--json", "--fail-if-slower", "5%"]);
+    assert_eq!(code, 1);
+    let lines: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let [entry, summary] = &lines[..] else { panic!("{printed}") };
+    assert_eq!(
+        (&entry["verdict"], &entry["problem"], &entry["spread"]),
+        (&"slower".into(), &"p".into(), &"measured".into())
+    );
+    assert!((entry["ratio"].as_f64().expect("a ratio") - 1.1).abs() < 1e-9);
+    assert_eq!((&entry["old"]["rounds"], &summary["slower"], &summary["alarms"]), (&5.into(), &1.into(), &1.into()));
+}
+
+#[test]
+fn peers_and_lines_without_runs_are_compared_by_medians() {
+    let (code, printed, complaint) = regard(&["compare", "benches/results/2026-11-21-peers.jsonl", PEERS]);
+    assert_eq!((code, complaint.as_str()), (0, ""), "{printed}");
+    assert!(printed.contains("12 compared by medians instead, as a line does not hold its runs"), "{printed}");
+    assert!(printed.contains("      path changed: attention_coop → attention_lanes\n"), "{printed}");
+    assert!(
+        printed.contains("burn-wgpu: b=1,h=8,s=1024,d=64") && printed.contains("      path: flash_attention"),
+        "{printed}"
+    );
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused() {
+    let good = file("good", &[line("p", "x", 1.0)]);
+    let other = file("other", &[line("q", "x", 1.0)]);
+    let empty = file("empty", &[]);
+    let broken = PathBuf::from(&empty).with_file_name("report_broken");
+    std::fs::write(&broken, "{}\nmedian 3 ms\n").expect("the folder for tests can be written");
+    let broken = broken.display().to_string();
+    let torch = "benches/results/2026-11-21-cpu-2-threads-pytorch.jsonl";
+    for (old, new, wanted) in [
+        ("no/such/file", good.as_str(), "no/such/file: No such file"),
+        (&good, &empty, "the file has no lines"),
+        (&good, &broken, "line 1 has no key `schema`"),
+        (&good, torch, "line 1 has schema `regard.peer/1`; regard.bench/1, "),
+        (&good, &other, "no problem in common"),
+        (&good, PEERS, "no device in common"),
+    ] {
+        let (code, printed, complaint) = regard(&["compare", old, new]);
+        assert_eq!((code, printed.as_str()), (2, ""), "{complaint}");
+        assert!(complaint.starts_with("error: ") && complaint.contains(wanted), "{complaint}");
+    }
+    let (code, _, complaint) = regard(&["compare", &good, &good, "--fail-if-slower", "5"]);
+    assert!(code == 2 && complaint.contains("`5` is no percentage"), "{complaint}");
+}
