@@ -1,4 +1,4 @@
-//! The command `regard compare`: what it prints, its exit code, and what it says of broken files.
+//! The commands `regard compare` and `regard report`: what they print and write, exit codes, and what they say of broken files.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -114,4 +114,40 @@ fn what_cannot_be_compared_is_refused() {
     }
     let (code, _, complaint) = regard(&["compare", &good, &good, "--fail-if-slower", "5"]);
     assert!(code == 2 && complaint.contains("`5` is no percentage"), "{complaint}");
+}
+
+fn report(name: &str, files: &[&str]) -> String {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let out = path.display().to_string();
+    let (code, _, complaint) = regard(&[&["report"], files, &["--out", &out]].concat());
+    assert_eq!((code, complaint.as_str()), (0, ""));
+    std::fs::read_to_string(path).expect("the report was written")
+}
+
+#[test]
+fn a_report_has_every_line_and_plot_in_one_file() {
+    let lines =
+        [line("b=1,h=2,s=64,d=8", "x", 1.0), line("b=1,h=2,s=128,d=8", "x", 2.0), line("matmul <m>&\"n\"", "y", 3.0)];
+    let html = report("report.html", &[&file("lines", &lines)]);
+    assert_eq!(html.matches("<tr><td data-value=").count(), 3);
+    assert_eq!(html.matches("role=\"img\"").count(), 4);
+    assert!(html.contains("matmul &#60;m&#62;&#38;&#34;n&#34;") && !html.contains("<m>"));
+    // Nothing is fetched: the only addresses are names of formats.
+    for part in ["http:", "https:", "src=", "<link", "@import", "url("] {
+        assert!(!html.contains(part), "{part}");
+    }
+}
+
+#[test]
+fn several_files_stand_side_by_side() {
+    let mut other = line("b=1,h=2,s=64,d=8", "z", 4.0);
+    other["device"] = "another device".into();
+    let [one, two] = [file("one", &[line("b=1,h=2,s=64,d=8", "x", 1.0)]), file("two", &[other])];
+    let html = report("report_two.html", &[&one, &two]);
+    assert!(html.contains("Attention, 2 side by side") && html.contains("<th scope=\"col\">another device</th>"));
+    assert!(html.contains("4.00 ms<small>4.00 ×, z</small>"));
+    let html = report("report_peers.html", &[PEERS]);
+    assert!(html.contains("meganeura") && html.contains("fastest of 2 processes"));
+    let (code, _, complaint) = regard(&["report", "no/such/file", "--out", "nowhere.html"]);
+    assert!(code == 2 && complaint.contains("no/such/file"), "{complaint}");
 }

@@ -10,9 +10,11 @@
 mod cold;
 mod comparison;
 mod host;
+mod html;
 mod kernels;
 pub mod latency;
 mod measure;
+pub mod numbers;
 mod problem;
 mod report;
 mod roofline;
@@ -29,6 +31,7 @@ mod work;
 
 pub use cold::CacheState;
 pub use comparison::{Comparison, Devices, Entry, Verdict, compare};
+pub use html::html;
 pub use measure::{Bench, Settings};
 pub use problem::Problem;
 pub use report::{Bound, Check, Line, SCHEMA, StepTime, Timing, Versus};

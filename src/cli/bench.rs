@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use git_version::git_version;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use regard::bench::{Bench, CacheState, Line, Problem, Roofline, Settings, Suite, Task};
+use regard::bench::{Bench, CacheState, Line, Problem, Roofline, Run, Settings, Suite, Task};
 use regard::{Cache, Device, DeviceOptions, Error, Select, Strategy};
 
 use super::bench_output::{self, Form, Target, Trace};
 use super::bench_tasks::{self, Pair, SuiteChoice, parse_pair, parse_strategy, parse_suite, parse_technique};
-use super::{Ending, Result, bench_table, parse_select};
+use super::{Ending, Result, bench_table, parse_select, report};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -65,6 +65,9 @@ pub(crate) struct Args {
     /// Writes the JSON lines to this file too, each as soon as it is known
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
+    /// Writes an HTML page with plots of these lines too
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
 }
 
 /// Where this program was built from; empty outside of a repository, as from a package.
@@ -109,7 +112,11 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
     if form == Form::Table {
         bench_table::summary(out, &lines)?;
     }
-    Ok(ending(&lines))
+    let ending = ending(&lines);
+    if let Some(path) = &args.report {
+        report::write(path, &[Run { name: "this run".into(), lines }])?;
+    }
+    Ok(ending)
 }
 
 /// The suite `latency`, whose processes measure themselves.

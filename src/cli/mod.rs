@@ -8,6 +8,7 @@ mod compare;
 mod embed;
 mod info;
 mod latency;
+mod report;
 mod run;
 mod shell;
 mod text;
@@ -43,6 +44,8 @@ enum Command {
     Tune(tune::Args),
     /// Compares two files of `regard bench --out`, problem by problem
     Compare(compare::Args),
+    /// Writes an HTML page on files of `regard bench --out`: tables, plots, devices side by side
+    Report(report::Args),
     /// Runs the layer in a safetensors file with its own weights and inputs
     Run(run::Args),
     /// Turns each line of standard input into a vector with a sentence-embedding model
@@ -100,6 +103,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Tune(args) => tune::run(args, &mut out),
         Command::FirstResult(args) => latency::child(args, &mut out),
         Command::Compare(args) => compare::run(args, &mut out),
+        Command::Report(args) => report::run(args, &mut out),
         Command::Run(args) => run::run(args, &mut out),
         Command::Embed(args) => embed::run(args, &mut out),
         Command::Completions(args) => shell::completions(args, &mut Cli::command(), &mut out),
