@@ -7,6 +7,8 @@ mod embed;
 mod problem;
 #[path = "common/random.rs"]
 mod random;
+#[path = "common/turns.rs"]
+mod turns;
 
 use std::process::ExitCode;
 
@@ -17,18 +19,20 @@ use regard::capabilities::Backend;
 use regard::{
     Attention, Causal, Device, Dtype, Fill, Graph, HostTensor, Layout, Plan, PlanOptions, Strategy, Window, reference,
 };
+use turns::in_turn;
 
 fn main() -> ExitCode {
     let mut trials = Vec::new();
-    for problem in problems() {
+    for (number, problem) in problems().into_iter().enumerate() {
         let name = problem.name.clone();
-        trials.extend(each_device(&name, move |subject| {
+        let each = each_device(&name, move |subject| {
             if !problem.fits(&subject.device) {
                 return Ok(Completion::ignored_with("the device has no f16 in shaders"));
             }
             check(&subject.device, &problem).map_err(|why| format!("{why}, on {}", subject.name))?;
             Ok(Completion::Completed)
-        }));
+        });
+        trials.extend(in_turn(number, each));
     }
     trials.extend(each_device("NaN and infinity that are masked out stay out", masked_poison_stays_out));
     trials.extend(each_device("fully masked rows are zero or uniform", fully_masked_rows));

@@ -1,9 +1,11 @@
-//! Every file in `tests/goldens` and in the folder named by `REGARD_GOLDENS`, on every device, fused and unfused, against
-//! all that it expects, `f64.*` tensors at its own tolerance; and files that are broken.
+//! Every file in `tests/goldens` and in the folder named by `REGARD_GOLDENS`, on every device, with run-time checks or without,
+//! fused and unfused, against all that it expects, `f64.*` tensors at its own tolerance; and files that are broken.
 
 mod common;
 #[path = "common/goldens.rs"]
 mod files;
+#[path = "common/turns.rs"]
+mod turns;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -16,9 +18,10 @@ use regard::weights::WeightFile;
 use regard::{Dtype, HostTensor, Plan, Strategy};
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
+use turns::in_turn;
 
 fn main() -> ExitCode {
-    let mut trials = Vec::new();
+    let (mut trials, mut number) = (Vec::new(), 0);
     // Models are in tests/minilm.rs.
     for file in files::files().into_iter().filter(|file| !file.is_model()) {
         let name = file.name();
@@ -27,7 +30,9 @@ fn main() -> ExitCode {
         let strategies = golden.map_or(&[Strategy::Auto][..], |golden| golden.strategies());
         for &strategy in strategies {
             let path = file.path.clone();
-            trials.extend(each_device(&format!("{name}/{strategy:?}"), move |subject| check(subject, &path, strategy)));
+            let each = each_device(&format!("{name}/{strategy:?}"), move |subject| check(subject, &path, strategy));
+            trials.extend(in_turn(number, each));
+            number += 1;
         }
     }
     trials.extend(each_device("concat", concat));

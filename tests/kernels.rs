@@ -3,6 +3,8 @@
 //! Outputs start as NaN and are followed by guard bytes (`regard::verify`). A trial is named `op/case/device`.
 
 mod common;
+#[path = "common/turns.rs"]
+mod turns;
 
 use std::process::ExitCode;
 use std::sync::OnceLock;
@@ -13,6 +15,7 @@ use regard::capabilities::{Backend, Capabilities};
 use regard::case::Case;
 use regard::op::Technique;
 use regard::verify::{Outcome, Prepared, cases};
+use turns::in_turn;
 
 fn main() -> ExitCode {
     let trials = cases(None, None).into_iter().enumerate().flat_map(|(number, case)| {
@@ -21,8 +24,8 @@ fn main() -> ExitCode {
         let prepared = OnceLock::new();
         let turn = IN_TURN.contains(&case.op.name()).then(|| Turn::new(number));
         let check = move |subject: &Subject| check(subject, prepared.get_or_init(|| Prepared::new(case.clone())), turn);
-        let trials = each_device(&name, check).into_iter();
-        trials.filter(move |trial| turn.is_none_or(|turn| !trial.name().ends_with(turn.others)))
+        let trials = each_device(&name, check);
+        if turn.is_some() { in_turn(number, trials) } else { trials }
     });
     let repeated = cases(None, None).into_iter().filter(|case| REPEATED.contains(&case.name.as_str()));
     let repeated = repeated.flat_map(|case| {
@@ -103,22 +106,19 @@ fn larger_subgroups(subject: &Subject, case: &Case) -> Verdict {
     Ok(Completion::Completed)
 }
 
-/// Their pipelines take a software device about a second each to compile, so their cases take turns: every other case with
-/// checked shaders, the rest without. `regard verify` runs all of them on all.
+/// Ops whose cases take turns.
 const IN_TURN: [&str; 2] = ["attention_fused", "attention_split"];
 
 /// What of a case is run where cases take turns.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
-    /// How the names of devices end that do not run it.
-    others: &'static str,
     /// Its number among the cases that the same devices run.
     number: usize,
 }
 
 impl Turn {
     fn new(number: usize) -> Self {
-        Self { others: [" checked", " unchecked"][number % 2], number: number / 2 }
+        Self { number: number / 2 }
     }
 
     /// Of more than two techniques the one that is called as the op, which other tests on software devices do not reach, and

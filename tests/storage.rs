@@ -2,6 +2,8 @@
 //! refused.
 
 mod common;
+#[path = "common/turns.rs"]
+mod turns;
 
 use std::process::ExitCode;
 
@@ -13,6 +15,7 @@ use regard::compare::{NanMeans, Tolerance, compare};
 use regard::op::Op;
 use regard::ops::{AttentionFused, AxisSlice, Operands, ScoreRule};
 use regard::{Attention, Causal, Dtype, Graph, HostTensor, Layout, Plan, Strategy, Tensor, TensorDesc, reference};
+use turns::in_turn;
 
 const BATCH: usize = 2;
 const HEADS: usize = 4;
@@ -24,8 +27,9 @@ const WIDTH_V: usize = 6;
 
 fn main() -> ExitCode {
     let mut trials = Vec::new();
-    for problem in problems() {
-        trials.extend(each_device(&problem.name(), move |subject| agree(subject, &problem)));
+    for (number, problem) in problems().into_iter().enumerate() {
+        let each = each_device(&problem.name(), move |subject| agree(subject, &problem));
+        trials.extend(in_turn(number, each));
     }
     trials.extend(each_device("layouts add no step", layouts_add_no_step));
     trials.extend(each_device("one tensor that is query, key and value", one_tensor));

@@ -123,7 +123,8 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
 fn latency(args: &Args, device: &Device, out: &mut impl Write) -> Result {
     let ways = args.strategy.is_some() || !args.techniques.is_empty() || args.compare.is_some();
     if ways || !args.problems.is_empty() || args.profile.is_some() || args.csv {
-        let why = "suite: latency is one layer in processes of its own, it takes no problem, way to compute it, trace or CSV";
+        let why =
+            "suite: latency is one layer in processes of its own, it takes no problem, way to compute it, trace or CSV";
         return Err(Error::Parse(why.into()).into());
     }
     let mut file = args.out.as_deref().map(Target::create).transpose()?;
