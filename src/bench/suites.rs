@@ -29,7 +29,7 @@ pub(super) fn fa() -> Vec<Problem> {
     for seq in doublings(512, 16_384) {
         for head_dim in [64, 128, 256] {
             let problem = Problem::new(TOKENS / seq, WIDTH / head_dim, seq, head_dim);
-            for problem in [half(problem), problem] {
+            for problem in [problem, half(problem)] {
                 problems.extend([problem.causal(), problem]);
             }
         }
