@@ -13,7 +13,7 @@ use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use serde_json::{Value, json};
 
 /// Kernels that only naga takes: WGSL has no cooperative matrices yet.
-const NAGA_ONLY: [&str; 2] = ["attention_coop", "matmul_coop"];
+const NAGA_ONLY: [&str; 3] = ["attention_coop", "matmul_coop", "matrix_chain_coop"];
 
 /// What `scripts/tint` exits with where Tint cannot be had.
 const ABSENT: i32 = 3;
