@@ -1,7 +1,8 @@
 //! `matmul`: scaled batched products with broadcast batch axes, transposed right factor, column bias, and steps for each element.
 //!
-//! Techniques: `matmul_tiled` (workgroup memory and register blocks), `matmul_vector` (one row, bound by reading b),
-//! `matmul_coop` (cooperative matrices, see `coop`), `matmul_native` (the `gemm` crate).
+//! Techniques: `matmul_tiled` (workgroup memory and register blocks), `matmul_vector` (one row, bound by reading b), `matmul_lanes`
+//! (whole rows to a lane, first on drivers that run shaders on the host), `matmul_coop` (cooperative matrices, see `coop`),
+//! `matmul_native` (the `gemm` crate).
 //!
 //! Estimates for `matmul_tiled`, not measured, for an H200-class GPU (132 processors, 67 TFLOP/s in f32, 4.3 TB/s), f32 and k large:
 //!
@@ -17,6 +18,7 @@
 mod cases;
 mod coop;
 mod epilogue;
+mod lanes;
 mod problem;
 
 use std::sync::Arc;
@@ -174,9 +176,11 @@ impl Op for MatMul {
                 // A software device has matrices, and computes them element by element.
                 let first = coop::fits(&problem, capabilities) && !capabilities.software;
                 let (first, last) = if first { (coop, None) } else { (None, coop) };
-                let (vector, tiled) =
-                    (self.vector(&problem, inputs, capabilities), self.tiled(&problem, inputs, capabilities));
-                [first, vector, tiled, last].into_iter().flatten().map(Technique::Gpu).collect()
+                let vector = self.vector(&problem, inputs, capabilities);
+                let tiled = self.tiled(&problem, inputs, capabilities);
+                let lanes = self.lanes(&problem, inputs, capabilities);
+                let [tiled, lanes] = if lanes::suit(capabilities) { [lanes, tiled] } else { [tiled, lanes] };
+                [first, vector, tiled, lanes, last].into_iter().flatten().map(Technique::Gpu).collect()
             }
         }
     }
@@ -275,17 +279,22 @@ impl MatMul {
         let fours = fours(problem, capabilities);
         let tile = 64 * fours;
         let tiles = problem.m.div_ceil(tile) * problem.n.div_ceil(tile);
+        let mut libraries = self.factor_files(problem, inputs);
+        libraries.push(BLOCKS);
+        let kernel = Kernel { main: TILED, libraries, constants: vec![("FOURS", Constant::U32(index(fours)))] };
+        self.launch(kernel, tiles, problem, inputs, capabilities)
+    }
+
+    /// Library files that read the factors, in vectors where their rows are whole ones.
+    fn factor_files(&self, problem: &Problem, inputs: &[TensorDesc]) -> Vec<Source> {
         let b_width = if self.transpose_b { problem.k } else { problem.n };
         // A factor without elements has no vector either.
         let empty = inputs.iter().any(|input| input.is_empty());
         let in_fours = |width: usize| !empty && width.is_multiple_of(4);
-        let libraries = vec![
+        vec![
             if in_fours(problem.k) { LEFT_FOURS } else { LEFT_EACH },
             if in_fours(b_width) { RIGHT_FOURS } else { RIGHT_EACH },
-            BLOCKS,
-        ];
-        let kernel = Kernel { main: TILED, libraries, constants: vec![("FOURS", Constant::U32(index(fours)))] };
-        self.launch(kernel, tiles, problem, inputs, capabilities)
+        ]
     }
 
     fn vector(&self, problem: &Problem, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
