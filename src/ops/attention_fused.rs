@@ -26,8 +26,8 @@
 //! | vector loads from workgroup memory per 64 multiply-adds | 4 | 4 | 4 | 6 in scores, 4 in values | 4 |
 //! | bound, if all tile loads went at copy speed | 57 TFLOP/s | 67 | 67 | 67 | spills |
 //!
-//! On Mesa 26's lavapipe, (1, 4, 1024, 64) f32, on two cores by the processor time of runs on a busy machine: `attention_lanes`
-//! 54 GFLOP/s (causal, by the halved count, 48), `attention_subgroup` 16.5 (14.8), `attention_fused` 14.6 (13.9).
+//! On Mesa 26's lavapipe, (1, 8, 1024, 64) f32, two cores of an AMD EPYC, medians of seven runs: `attention_lanes` 32.7 GFLOP/s
+//! (causal, by the halved count, 33.8), `attention_subgroup` 10.4 (9.3), `attention_fused` 9.0 (8.9).
 //!
 //! Ideas that lost:
 //! - Scores and outputs of a lane as arrays indexed by a row loop, so that 1, 2 or 4 rows could be a constant: 185 ms against
