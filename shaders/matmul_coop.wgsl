@@ -28,23 +28,6 @@ const DEEP: u32 = (DEPTH + PAD) / 4u; // vectors from one row to the next where 
 const WIDE: u32 = (TILE + PAD) / 4u; // and where they run along n
 const_assert BLOCK == 2u || BLOCK == 4u;
 
-struct Params {
-    epilogue: array<vec4<u32>, 2>, // code, operand, p and q of each step
-    m: u32,
-    n: u32,
-    k: u32,
-    batch_count: u32,
-    batch_middle: u32,
-    batch_inner: u32,
-    a_outer: u32,
-    a_middle: u32,
-    a_inner: u32,
-    b_outer: u32,
-    b_middle: u32,
-    b_inner: u32,
-    alpha: f32,
-}
-
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(3) var<storage, read_write> c: array<Elem>;
 

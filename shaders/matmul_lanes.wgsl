@@ -16,23 +16,6 @@ const ROWS: u32 = 4u;
 const LANES: u32 = 32u;
 const COLUMNS: u32 = 4u * PARTS;
 
-struct Params {
-    epilogue: array<vec4<u32>, 2>, // code, operand, p and q of each step
-    m: u32,
-    n: u32,
-    k: u32,
-    batch_count: u32,
-    batch_middle: u32,
-    batch_inner: u32,
-    a_outer: u32,
-    a_middle: u32,
-    a_inner: u32,
-    b_outer: u32,
-    b_middle: u32,
-    b_inner: u32,
-    alpha: f32,
-}
-
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(3) var<storage, read_write> c: array<Elem>;
 

@@ -17,23 +17,6 @@ alias Elem = f32; // host
 const COLUMNS: u32 = 16u;
 const SLICES: u32 = 16u;
 
-struct Params {
-    epilogue: array<vec4<u32>, 2>, // code, operand, p and q of each step
-    m: u32,
-    n: u32,
-    k: u32,
-    batch_count: u32,
-    batch_middle: u32,
-    batch_inner: u32,
-    a_outer: u32,
-    a_middle: u32,
-    a_inner: u32,
-    b_outer: u32,
-    b_middle: u32,
-    b_inner: u32,
-    alpha: f32,
-}
-
 @group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> a: array<ElemA>;
 @group(0) @binding(2) var<storage, read> b: array<ElemB>;

@@ -1,4 +1,23 @@
-// Where one product of a batch starts. Up to three batch axes, a stride of zero where a factor is broadcast.
+// What every technique of matmul is told, and where one product of a batch starts.
+
+struct Params {
+    epilogue: array<vec4<u32>, 2>, // code, operand, p and q of each step
+    m: u32,
+    n: u32,
+    k: u32,
+    batch_count: u32,
+    batch_middle: u32,
+    batch_inner: u32,
+    a_outer: u32,
+    a_middle: u32,
+    a_inner: u32,
+    b_outer: u32,
+    b_middle: u32,
+    b_inner: u32,
+    alpha: f32,
+}
+
+// Up to three batch axes, a stride of zero where a factor is broadcast.
 struct Batch {
     a: u32,
     b: u32,
