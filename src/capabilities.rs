@@ -54,6 +54,9 @@ pub struct Capabilities {
     /// Processors, each of which runs several workgroups at once. wgpu does not tell how many a GPU has, so that one counts
     /// as large as [`PROCESSORS`]; software devices and the native backend have the host's threads.
     pub processors: u32,
+    /// Rounds, of all loops that an invocation goes through together, that the driver is sure not to end without an error; `None`
+    /// where it ends none. Techniques whose loops may take more are not offered.
+    pub loop_rounds: Option<usize>,
 }
 
 /// Processors that a GPU is taken to have: an H200 has 132.
@@ -85,7 +88,13 @@ impl Capabilities {
             workgroups: 65_535,
             storage_buffers: 8,
             processors: PROCESSORS,
+            loop_rounds: None,
         }
+    }
+
+    /// Whether loops of so many rounds come to their end.
+    pub(crate) fn completes(&self, rounds: usize) -> bool {
+        self.loop_rounds.is_none_or(|most| rounds <= most)
     }
 
     /// Edge of the largest square cooperative matrices that multiply f16 and accumulate f32 and that WGSL has, 16 or 8.

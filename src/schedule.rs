@@ -388,7 +388,12 @@ fn unsupported(node: &Node, descs: &[TensorDesc], offered: &[Technique], chooser
         (false, true) if bound > capabilities.storage_buffers as usize => {
             format!("it binds {bound} storage buffers and the device has {}", capabilities.storage_buffers)
         }
-        (false, true) => "nothing is offered for these shapes".to_owned(),
+        (false, true) => match capabilities.loop_rounds {
+            Some(rounds) => {
+                format!("nothing is offered for these shapes by a driver that may end loops after {rounds} rounds")
+            }
+            None => "nothing is offered for these shapes".to_owned(),
+        },
         (false, false) => format!("offered are {}", names.join(", ")),
     };
     Error::Unsupported { op: node.op.name(), technique: forced.unwrap_or("any").into(), reason }

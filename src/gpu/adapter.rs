@@ -130,5 +130,38 @@ pub(super) fn capabilities(adapter: &wgpu::Adapter, features: wgpu::Features, li
         workgroups: limits.max_compute_workgroups_per_dimension,
         storage_buffers: limits.max_storage_buffers_per_shader_stage,
         processors: if software { host_threads() } else { PROCESSORS },
+        loop_rounds: if software { loop_rounds(&info.driver_info) } else { None },
+    }
+}
+
+/// First version of Mesa whose software device goes through loops to their end: 25.0 and 26.1 do, 22.3 does not. Of those between,
+/// reports say that some do not.
+const MESA_WITHOUT_LIMIT: u32 = 25;
+
+/// Of the 65,535 rounds that gallivm, which compiles their shaders, allows the loops of an invocation together, those that
+/// techniques may count on: short loops, which they do not count, take the others where they are not unrolled.
+const MESA_ROUNDS: usize = 48_000;
+
+/// The limit of a software device, by what its driver says of itself, as "Mesa 22.3.6 (LLVM 15.0.6)".
+fn loop_rounds(driver_info: &str) -> Option<usize> {
+    let (_, version) = driver_info.split_once("Mesa ")?;
+    let digits = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());
+    match version[..digits].parse::<u32>() {
+        Ok(major) if major >= MESA_WITHOUT_LIMIT => None,
+        // A version that is none counts as an old one: the limit costs speed, its lack results.
+        _ => Some(MESA_ROUNDS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_mesas_end_loops() {
+        let limits = ["Mesa 22.3.6 (LLVM 15.0.6)", "Mesa 24.2.8-1ubuntu1~24.04.1 (LLVM 19.1.1)", "Mesa devel"];
+        assert_eq!(limits.map(loop_rounds), [Some(MESA_ROUNDS); 3]);
+        let none = ["Mesa 25.0.7-2~bpo12+1 (LLVM 15.0.6)", "Mesa 26.1.6-1~bpo13+1 (LLVM 19.1.7)", "SwiftShader", ""];
+        assert_eq!(none.map(loop_rounds), [None; 4]);
     }
 }

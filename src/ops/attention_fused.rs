@@ -50,7 +50,7 @@ mod tiled;
 
 pub(super) use cases::cases;
 pub(super) use definition::shares;
-pub(super) use launch::{Kernel, LSE_BINDING, LSE_DENSE, LSE_NONE, output_files};
+pub(super) use launch::{Kernel, LSE_BINDING, LSE_DENSE, LSE_NONE, Staging, output_files};
 
 use crate::capabilities::{Backend, Capabilities};
 use crate::error::{Error, Result};

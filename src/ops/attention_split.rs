@@ -40,7 +40,7 @@ use crate::capabilities::{Backend, Capabilities};
 use crate::error::{Error, Result};
 use crate::op::{Cost, Launch, Op, Rows, Technique, Update, index};
 use crate::ops::BLOCKS;
-use crate::ops::attention_fused::{AttentionFused, Kernel, shares};
+use crate::ops::attention_fused::{AttentionFused, Kernel, Staging, shares};
 use crate::ops::masks::ScoreRule;
 use crate::ops::operands::{Operands, Sizes};
 use crate::shader::{Constant, Source, wgsl};
@@ -136,14 +136,25 @@ impl AttentionSplit {
         let chunk = if self.queries(&sizes) * sizes.head_dim > 1024 { 16 } else { 32 };
         let team = value_parts(&sizes).clamp(4, 64);
         let constants = vec![("TEAM", Constant::U32(team)), ("CHUNK", Constant::U32(chunk))];
-        self.launch(inputs, capabilities, SPLIT, constants)
+        let walk = Walk { lanes: KEYS, team: team as usize, chunk: Some(chunk as usize) };
+        self.launch(
+            inputs,
+            capabilities,
+            Kernel { constants, rounds: walk.rounds(inputs, &sizes), ..self.kernel(SPLIT, &sizes) },
+        )
     }
 
     /// Keys where they lie. All lanes take one key's value together, so that they read one weight.
     fn direct(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
-        let lanes = value_parts(&self.attention().sizes(inputs).ok()?).clamp(8, 64);
+        let sizes = self.attention().sizes(inputs).ok()?;
+        let lanes = value_parts(&sizes).clamp(8, 64);
         let constants = vec![("TEAM", Constant::U32(lanes)), ("LANES", Constant::U32(lanes))];
-        self.launch(inputs, capabilities, DIRECT, constants)
+        let walk = Walk { lanes: lanes as usize, team: lanes as usize, chunk: None };
+        self.launch(
+            inputs,
+            capabilities,
+            Kernel { constants, rounds: walk.rounds(inputs, &sizes), ..self.kernel(DIRECT, &sizes) },
+        )
     }
 
     /// Query rows of a workgroup: there is room for eight up to a width.
@@ -151,23 +162,56 @@ impl AttentionSplit {
         if self.attention().rows_of_a_tile(sizes) <= 4 || sizes.head_dim > 256 { 4 } else { MAX_ROWS }
     }
 
-    fn launch(
-        &self,
-        inputs: &[TensorDesc],
-        capabilities: &Capabilities,
-        main: Source,
-        constants: Vec<(&'static str, Constant)>,
-    ) -> Option<Launch> {
-        let attention = self.attention();
+    /// What techniques have in common.
+    fn kernel(&self, main: Source, sizes: &Sizes) -> Kernel {
+        Kernel {
+            main,
+            libraries: vec![SHARES, BLOCKS],
+            queries: self.queries(sizes),
+            keys: KEYS,
+            constants: Vec::new(),
+            rounds: 0,
+            shares: self.splits,
+        }
+    }
+
+    fn launch(&self, inputs: &[TensorDesc], capabilities: &Capabilities, kernel: Kernel) -> Option<Launch> {
         let splits = index(self.splits);
         if splits > capabilities.workgroups {
             return None;
         }
-        let queries = self.queries(&attention.sizes(inputs).ok()?);
-        let kernel = Kernel { main, libraries: vec![SHARES, BLOCKS], queries, keys: KEYS, constants };
-        let mut launch = attention.fused_into(Dtype::F32, inputs, capabilities, kernel)?;
+        let mut launch = self.attention().fused_into(Dtype::F32, inputs, capabilities, kernel)?;
         launch.workgroups[2] *= splits;
         Some(launch)
+    }
+}
+
+/// How lanes share a tile of keys.
+struct Walk {
+    lanes: usize,
+    /// Lanes that take one key's value together.
+    team: usize,
+    /// Dimensions of keys that are staged together; none where keys are read where they lie.
+    chunk: Option<usize>,
+}
+
+impl Walk {
+    /// Rounds of loops that a lane takes for a tile.
+    fn rounds(&self, inputs: &[TensorDesc], sizes: &Sizes) -> usize {
+        let [alone, together] = [1, self.lanes].map(|lanes| Staging::new(inputs, sizes, lanes));
+        let products = match self.chunk {
+            Some(chunk) => {
+                sizes.head_dim.div_ceil(chunk) * (1 + together.rounds(KEYS * chunk / 4, 1) + chunk / 4 + 1) + 1
+            }
+            None => 2 + alone.rounds(sizes.head_dim.div_ceil(4), 1),
+        };
+        let slots = KEYS / self.lanes;
+        let maxima = (KEYS / 8 * 2).div_ceil(self.lanes) + 1 + 9;
+        let teams = self.lanes / self.team;
+        // Where a value is NaN or infinite a tile is added up twice.
+        let sums = alone.rounds(KEYS / (4 * teams), 4) + alone.rounds(KEYS / teams, 1);
+        let values = sizes.head_dim_v.div_ceil(4 * self.team) * (1 + sums) + 1;
+        slots * (1 + products) + 1 + maxima + slots + 1 + values
     }
 }
 

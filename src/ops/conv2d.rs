@@ -221,7 +221,10 @@ impl Conv2d {
             bindings.inputs.push(COLUMN_BIAS_BINDING);
         }
         let shader = Shader { main, libraries, constants };
-        if shader.needs_f16() && !capabilities.f16 {
+        // Loops over taps and channels; the one over both in steps of 16 takes two rounds more for each step.
+        let [rows, columns] = shape.axes.map(|axis| axis.kernel);
+        let rounds = rows * (columns * (9 * shape.in_group / 8 + 3) + 2);
+        if (shader.needs_f16() && !capabilities.f16) || !capabilities.completes(rounds) {
             return None;
         }
         Some(Launch { shader, params: params(shape).into(), workgroups: fold(workgroups, capabilities), bindings })

@@ -282,7 +282,9 @@ impl Gru {
             constants.extend(at.zip(scalar).map(|(at, name)| (name, Constant::Scalar(inputs[at].dtype))));
         }
         let shader = Shader { main: WORKGROUP, libraries, constants };
-        if shader.needs_f16() && !capabilities.f16 {
+        // Each unit multiplies the whole state once a step, or twice.
+        let rounds = steps * (hidden.div_ceil(lanes.max(1)) * (2 * hidden + 4) + 3);
+        if (shader.needs_f16() && !capabilities.f16) || !capabilities.completes(rounds) {
             return None;
         }
         let params = GruParams {

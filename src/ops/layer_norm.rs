@@ -14,7 +14,7 @@ use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
 use crate::ops::held_rows::{EDGES, Held, HeldRows};
-use crate::ops::{EPSILON_F16, EPSILON_F32, REDUCE_WORKGROUP};
+use crate::ops::{EPSILON_F16, EPSILON_F32, REDUCE_WORKGROUP, row_rounds};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
@@ -211,7 +211,7 @@ impl LayerNorm {
             bindings.outputs.extend(STATISTICS_BINDINGS);
         }
         let shader = Shader { main: ROW, libraries, constants };
-        if shader.needs_f16() && !capabilities.f16 {
+        if (shader.needs_f16() && !capabilities.f16) || !capabilities.completes(row_rounds(length)) {
             return None;
         }
         let rows = x.len() / length;

@@ -280,7 +280,11 @@ impl LinearAttention {
             if beta.is_some() { RATE_DENSE } else { RATE_NONE },
         ];
         let shader = Shader { main: COLUMNS, libraries, constants };
-        if shader.needs_f16() && !capabilities.f16 {
+        // Lanes load rows, add up their slices of the state and each other's sums: for a key twice, for each query once.
+        let [loads, slices, sums] =
+            [shape.head_dim.div_ceil(16 * parts), shape.head_dim.div_ceil(parts), parts].map(|n| n + 1);
+        let rounds = shape.seq * (slices + (1 + shape.group) * (loads + slices + sums + 1) + 1);
+        if (shader.needs_f16() && !capabilities.f16) || !capabilities.completes(rounds) {
             return None;
         }
         let params = self.params(&shape, [decay, beta]);

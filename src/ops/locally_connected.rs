@@ -191,7 +191,8 @@ fn each(problem: &Problem, inputs: &[TensorDesc], capabilities: &Capabilities) -
         bindings.inputs.push(COLUMN_BIAS_BINDING);
     }
     let shader = Shader { main: EACH, libraries, constants };
-    if shader.needs_f16() && !capabilities.f16 {
+    let rounds = problem.axes[0].kernel * (problem.axes[1].kernel * problem.image.channels + 2);
+    if (shader.needs_f16() && !capabilities.f16) || !capabilities.completes(rounds) {
         return None;
     }
     let Problem { image, axes: [rows, columns], out } = *problem;

@@ -17,7 +17,9 @@ use crate::ops::definition;
 use crate::ops::masks::to_rank_4;
 use crate::ops::sequences::{KEYS_ALL, Queries, SEQUENCE, check_ends, check_starts};
 use crate::ops::sinks::{check_sinks, rows_of_a_head, sinks};
-use crate::ops::{EPSILON_F32, EXCLUDED, REDUCE_WORKGROUP, ROW_SUM, SINKS_BINDING, SINKS_DENSE, SINKS_NONE};
+use crate::ops::{
+    EPSILON_F32, EXCLUDED, REDUCE_WORKGROUP, ROW_SUM, SINKS_BINDING, SINKS_DENSE, SINKS_NONE, row_rounds,
+};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
@@ -178,7 +180,8 @@ impl LogSumExp {
 
     fn row(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
         let scores = &inputs[0];
-        if scores.dtype == Dtype::F16 && !capabilities.f16 {
+        if (scores.dtype == Dtype::F16 && !capabilities.f16) || !capabilities.completes(row_rounds(scores.row_length()))
+        {
             return None;
         }
         let mut bindings = Bindings::in_order(1, 1);

@@ -300,7 +300,9 @@ impl Lstm {
             constants.extend(at.zip(scalar).map(|(at, name)| (name, Constant::Scalar(inputs[at].dtype))));
         }
         let shader = Shader { main: WORKGROUP, libraries, constants };
-        if shader.needs_f16() && !capabilities.f16 {
+        // Each unit multiplies the whole state once a step.
+        let rounds = steps * (hidden.div_ceil(lanes.max(1)) * (hidden + 3) + 3);
+        if (shader.needs_f16() && !capabilities.f16) || !capabilities.completes(rounds) {
             return None;
         }
         let params = LstmParams {

@@ -277,6 +277,11 @@ impl MatMul {
 
     fn tiled(&self, problem: &Problem, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
         let fours = fours(problem, capabilities);
+        // Steps of the loop over k, each with one over its depth and two over four elements.
+        let depth = 16 / fours;
+        if !capabilities.completes(problem.k.div_ceil(depth) * (depth + 12)) {
+            return None;
+        }
         let tile = 64 * fours;
         let tiles = problem.m.div_ceil(tile) * problem.n.div_ceil(tile);
         let mut libraries = self.factor_files(problem, inputs);
@@ -300,7 +305,8 @@ impl MatMul {
     fn vector(&self, problem: &Problem, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
         let groups = problem.n.div_ceil(16);
         let kernel = Kernel { main: VECTOR, libraries: Vec::new(), constants: Vec::new() };
-        (problem.m == 1).then(|| self.launch(kernel, groups, problem, inputs, capabilities)).flatten()
+        let completes = capabilities.completes(problem.k.div_ceil(16) + 18);
+        (problem.m == 1 && completes).then(|| self.launch(kernel, groups, problem, inputs, capabilities)).flatten()
     }
 
     /// `None` when the device lacks f16 and a tensor has it.

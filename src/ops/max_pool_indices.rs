@@ -115,6 +115,7 @@ impl Op for MaxPoolIndices {
         match capabilities.backend {
             Backend::Cpu => vec![self.native(&problem)],
             Backend::Gpu if inputs[0].dtype == Dtype::F16 && !capabilities.f16 => Vec::new(),
+            Backend::Gpu if !capabilities.completes(self.window.kernel[0] * (self.window.kernel[1] + 2)) => Vec::new(),
             Backend::Gpu => vec![Technique::Gpu(self.each(&problem, inputs, capabilities))],
         }
     }

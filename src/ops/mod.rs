@@ -168,3 +168,8 @@ const SINKS_BINDING: u32 = 17;
 const EPSILON_F32: f64 = 1.0 / (1 << 24) as f64;
 const EPSILON_F16: f64 = 1.0 / (1 << 11) as f64;
 const EPSILON_BF16: f64 = 1.0 / (1 << 8) as f64;
+
+/// Rounds of the loops in which the lanes of a workgroup walk a row up to three times, and add up what each found.
+fn row_rounds(length: usize) -> usize {
+    3 * (length / 256 + 1) + 32
+}

@@ -17,7 +17,7 @@ use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, 
 use crate::ops::windows::{
     IMAGE_NCHW, IMAGE_NHWC, Image, ImageLayout, Padding, Rounding, Window2d, axes, image, refuse_windows_of_padding,
 };
-use crate::ops::{EXCLUDED, REDUCE_WORKGROUP, pool2d_cases};
+use crate::ops::{EXCLUDED, REDUCE_WORKGROUP, pool2d_cases, row_rounds};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
@@ -133,10 +133,13 @@ impl Op for Pool2d {
         if inputs[0].dtype == Dtype::F16 && !capabilities.f16 {
             return Vec::new();
         }
-        let mut launches = vec![self.each(&problem, inputs[0].dtype, capabilities)];
-        if self.kind != PoolKind::Max {
+        let [rows, columns] = self.window.kernel;
+        let each =
+            capabilities.completes(rows * (columns + 2)).then(|| self.each(&problem, inputs[0].dtype, capabilities));
+        let mut launches = Vec::from_iter(each);
+        if self.kind != PoolKind::Max && capabilities.completes(row_rounds(rows * columns)) {
             launches.push(self.wide(&problem, inputs[0].dtype, capabilities));
-            if self.window.kernel[0] * self.window.kernel[1] >= WIDE_TAPS {
+            if rows * columns >= WIDE_TAPS {
                 launches.reverse();
             }
         }

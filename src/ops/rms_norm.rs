@@ -15,7 +15,7 @@ use crate::graph::{Graph, Tensor};
 use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
 use crate::ops::held_rows::{EDGES, Held, HeldRows};
 use crate::ops::rotation::{NormRule, RowDefinition, WEIGHT_BINDING, norm_parts};
-use crate::ops::{EPSILON_F16, EPSILON_F32};
+use crate::ops::{EPSILON_F16, EPSILON_F32, row_rounds};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
@@ -122,7 +122,8 @@ impl RmsNorm {
 
     fn row(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
         let x = &inputs[0];
-        if inputs.iter().any(|input| input.dtype == Dtype::F16) && !capabilities.f16 {
+        let lacks_f16 = inputs.iter().any(|input| input.dtype == Dtype::F16) && !capabilities.f16;
+        if lacks_f16 || !capabilities.completes(row_rounds(x.row_length())) {
             return None;
         }
         let (libraries, mut constants) = norm_parts(Some(inputs.get(1).map(|weight| weight.dtype)));

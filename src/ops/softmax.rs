@@ -16,7 +16,7 @@ use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, 
 use crate::ops::held_rows::{EDGES, Held, HeldRows};
 use crate::ops::sinks::{check_sinks, rows_of_a_head, sinks};
 use crate::ops::{
-    EPSILON_F16, EPSILON_F32, EXCLUDED, REDUCE_WORKGROUP, ROW_SUM, SINKS_BINDING, SINKS_DENSE, SINKS_NONE,
+    EPSILON_F16, EPSILON_F32, EXCLUDED, REDUCE_WORKGROUP, ROW_SUM, SINKS_BINDING, SINKS_DENSE, SINKS_NONE, row_rounds,
 };
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
@@ -149,7 +149,7 @@ impl Softmax {
     }
 
     fn row(&self, x: &TensorDesc, capabilities: &Capabilities) -> Option<Launch> {
-        if x.dtype == Dtype::F16 && !capabilities.f16 {
+        if (x.dtype == Dtype::F16 && !capabilities.f16) || !capabilities.completes(row_rounds(x.row_length())) {
             return None;
         }
         let lanes = if x.row_length() <= 256 { 64 } else { 256 };

@@ -23,7 +23,6 @@
 use super::AttentionFused;
 use super::launch::{ROWS as ROW_LIBRARY, SKIP_MASKED, SKIP_NONE};
 use crate::capabilities::Capabilities;
-use crate::mask::Fill;
 use crate::op::{Bindings, Launch, Technique, fold, index};
 use crate::ops::operands::Sizes;
 use crate::ops::{MATRICES_8, MATRICES_16};
@@ -80,9 +79,8 @@ impl AttentionFused {
         let mut bindings = Bindings::in_order(3, 1);
         let (mut libraries, mut constants) = self.storage(inputs[0].dtype, inputs, &sizes, &mut bindings);
         let (rules, rule_constants) = checked.link(&mut bindings);
-        let skips = self.rule.has_mask && self.rule.masking.fill == Fill::Exclude;
         let matrices = if tiling.edge == 16 { MATRICES_16 } else { MATRICES_8 };
-        libraries.extend([matrices, ROW_LIBRARY, if skips { SKIP_MASKED } else { SKIP_NONE }]);
+        libraries.extend([matrices, ROW_LIBRARY, if self.skips() { SKIP_MASKED } else { SKIP_NONE }]);
         libraries.extend(rules);
         let (partition, parts) = checked.parts(tiling.queries());
         libraries.push(partition);

@@ -16,7 +16,7 @@
 //! At head_dim 128 four rows take 7 s to compile and are 9 % faster than two.
 
 use super::AttentionFused;
-use super::launch::Kernel;
+use super::launch::{Kernel, Staging};
 use crate::capabilities::Capabilities;
 use crate::op::Launch;
 use crate::shader::{Constant, Source, wgsl};
@@ -44,6 +44,10 @@ impl AttentionFused {
         let queries = [16, 32, 64].into_iter().find(|&queries| rows <= queries).unwrap_or(128);
         let rows_of_a_lane = if queries == 128 && width <= MAX_WIDTH_OF_FOUR { 4 } else { 2 };
         let constants = vec![("ROWS", Constant::U32(rows_of_a_lane))];
-        self.fused(inputs, capabilities, Kernel { main: LANES, libraries: Vec::new(), queries, keys: KEYS, constants })
+        let staging = Staging::new(inputs, &sizes, queries / rows_of_a_lane as usize);
+        let parts = [sizes.head_dim, sizes.head_dim_v].map(|width| width.div_ceil(4).max(1));
+        let rounds = parts.map(|parts| staging.rounds(KEYS * parts, 1) + parts + 1).iter().sum();
+        let kernel = Kernel { main: LANES, libraries: Vec::new(), queries, keys: KEYS, constants, rounds, shares: 1 };
+        self.fused(inputs, capabilities, kernel)
     }
 }

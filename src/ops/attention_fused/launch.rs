@@ -59,6 +59,32 @@ pub(in crate::ops) struct Kernel {
     pub keys: usize,
     /// Constants of its own.
     pub constants: Vec<(&'static str, Constant)>,
+    /// Rounds of loops that a lane takes for a tile of keys, at most. Each loop's last look at its condition counts as one; loops of
+    /// up to eight rounds over registers do not count, as compilers unroll them.
+    pub rounds: usize,
+    /// Workgroups that divide the keys of a tile of rows among them.
+    pub shares: usize,
+}
+
+/// How lanes come by what they keep in workgroup memory.
+#[derive(Debug, Clone, Copy)]
+pub(in crate::ops) struct Staging {
+    lanes: usize,
+    /// Rounds of the loop that makes a vector of four elements, where there is one.
+    of_a_vector: usize,
+}
+
+impl Staging {
+    pub fn new(inputs: &[TensorDesc], sizes: &Sizes, lanes: usize) -> Self {
+        let stored = inputs[..2].iter().all(|desc| matches!(desc.dtype, Dtype::F32 | Dtype::F16));
+        let whole = sizes.head_dim.is_multiple_of(4) && sizes.head_dim_v.is_multiple_of(4);
+        Self { lanes, of_a_vector: if stored && whole { 0 } else { 5 } }
+    }
+
+    /// Rounds of a loop that lanes share, each of which takes so many vectors.
+    pub fn rounds(self, all: usize, vectors: usize) -> usize {
+        all.div_ceil(self.lanes) * (1 + vectors * self.of_a_vector) + 1
+    }
 }
 
 /// The library file that stores four elements of rows of an output, and the constant that it has.
@@ -96,14 +122,15 @@ impl AttentionFused {
     ) -> Option<Launch> {
         let sizes = self.sizes(inputs).ok()?;
         let checked = self.checked(&sizes, inputs).ok()?;
-        if sizes.head_dim.max(sizes.head_dim_v) > MAX_HEAD_DIM {
+        if sizes.head_dim.max(sizes.head_dim_v) > MAX_HEAD_DIM
+            || !capabilities.completes(self.rounds(&sizes, &checked, &kernel))
+        {
             return None;
         }
         let mut bindings = Bindings::in_order(3, 1);
         let (mut libraries, mut constants) = self.storage(output, inputs, &sizes, &mut bindings);
         let (rules, rule_constants) = checked.link(&mut bindings);
-        let skips = self.rule.has_mask && self.rule.masking.fill == Fill::Exclude;
-        libraries.extend([ROWS, SCORES, if skips { SKIP_MASKED } else { SKIP_NONE }]);
+        libraries.extend([ROWS, SCORES, if self.skips() { SKIP_MASKED } else { SKIP_NONE }]);
         libraries.extend(kernel.libraries);
         libraries.extend(rules);
         let (partition, parts) = checked.parts(kernel.queries);
@@ -131,6 +158,21 @@ impl AttentionFused {
         let scale = if self.in_base_2() { self.scale * std::f32::consts::LOG2_E } else { self.scale };
         let params = self.params(&sizes, &checked, kernel.queries, scale);
         Some(Launch { shader, params, workgroups, bindings })
+    }
+
+    /// Rounds of loops that a lane takes on its way over the keys, at most. Lengths may be all there is.
+    fn rounds(&self, sizes: &Sizes, checked: &Checked, kernel: &Kernel) -> usize {
+        let band = checked.own_visit();
+        let seen = usize::try_from(band.upper.saturating_sub(band.lower)).unwrap_or(0).saturating_add(kernel.queries);
+        let tiles = seen.min(sizes.seq_kv.div_ceil(kernel.shares)).div_ceil(kernel.keys) + 1;
+        // A lane has at most 16 pairs of a row and a key to look at, and one row of a page to look up, but for the smallest tiles.
+        let [skips, pages] = [self.skips(), self.operands.has_pages].map(usize::from);
+        tiles * (1 + kernel.rounds + 66 * skips + 9 * pages)
+    }
+
+    /// Whether tiles are skipped that a dense mask hides.
+    pub(super) fn skips(&self) -> bool {
+        self.rule.has_mask && self.rule.masking.fill == Fill::Exclude
     }
 
     /// Whether scores are products times the scale, between −inf for those that take no part.

@@ -32,7 +32,15 @@ impl Split {
         let tiles = sizes.batch.max(self.0.checked(&sizes, inputs)?.sequences()) * sizes.kv_heads * rows;
         let splits = best(tiles, capabilities.processors as usize * RESIDENT, seen.div_ceil(KEYS));
         // Of shares of all keys those that a window leaves out have nothing to do.
-        Ok((splits * sizes.seq_kv).div_ceil(seen.max(1)).clamp(splits, MAX_SPLITS.max(splits)))
+        let splits = (splits * sizes.seq_kv).div_ceil(seen.max(1)).clamp(splits, MAX_SPLITS.max(splits));
+        // Some drivers end loops over longer shares.
+        let more =
+            std::iter::successors(Some(splits), |splits| Some(2 * splits)).take_while(|&splits| splits <= MAX_SPLITS);
+        Ok(more.into_iter().find(|&splits| self.is_offered(splits, inputs, capabilities)).unwrap_or(splits))
+    }
+
+    fn is_offered(&self, splits: usize, inputs: &[TensorDesc], capabilities: &Capabilities) -> bool {
+        !self.0.split_into(splits).techniques(&self.0.without_sinks(inputs), capabilities).is_empty()
     }
 }
 
@@ -57,16 +65,15 @@ impl Lowering for Split {
         "split"
     }
 
-    /// One share is one too: no other kernel computes so few rows without others beside them.
-    fn wins(&self, inputs: &[TensorDesc], _offered: &[Technique], capabilities: &Capabilities) -> bool {
+    /// For few rows, of which no other kernel computes as many without others beside them, so that one share is one too; and
+    /// for more keys than a driver lets any kernel walk alone.
+    fn wins(&self, inputs: &[TensorDesc], offered: &[Technique], capabilities: &Capabilities) -> bool {
         let Ok(sizes) = self.0.sizes(inputs) else { return false };
-        let few = !self.0.rule.has_q_starts && self.0.rows_of_a_tile(&sizes) <= MAX_ROWS;
+        let few = self.0.rows_of_a_tile(&sizes) <= MAX_ROWS;
         let many = self.0.keys_seen(&sizes, inputs).is_ok_and(|seen| seen >= MIN_KEYS);
-        let offered = |splits| {
-            let split = self.0.split_into(splits);
-            !split.techniques(&self.0.without_sinks(inputs), capabilities).is_empty()
-        };
-        capabilities.backend == Backend::Gpu && few && many && self.splits(inputs, capabilities).is_ok_and(offered)
+        let suits = !self.0.rule.has_q_starts && many && (few || offered.is_empty());
+        let takes = |splits| self.is_offered(splits, inputs, capabilities);
+        capabilities.backend == Backend::Gpu && suits && self.splits(inputs, capabilities).is_ok_and(takes)
     }
 
     fn build(&self, graph: &mut Graph, inputs: &[Tensor], capabilities: &Capabilities) -> Result<Vec<Tensor>> {

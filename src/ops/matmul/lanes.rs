@@ -29,10 +29,12 @@ impl MatMul {
         inputs: &[TensorDesc],
         capabilities: &Capabilities,
     ) -> Option<Launch> {
-        if problem.m < LEAST_ROWS {
+        let parts = if problem.n <= 32 { 8 } else { 16 };
+        // Each four of k are staged by 32 lanes and multiplied part by part.
+        let rounds = problem.k.div_ceil(4) * (4 * parts / 32 + parts + 3);
+        if problem.m < LEAST_ROWS || !capabilities.completes(rounds) {
             return None;
         }
-        let parts = if problem.n <= 32 { 8 } else { 16 };
         let tiles = problem.m.div_ceil(ROWS) * problem.n.div_ceil(4 * parts);
         let constants = vec![("PARTS", Constant::U32(index(parts)))];
         let kernel = Kernel { main: LANES, libraries: self.factor_files(problem, inputs), constants };
