@@ -109,6 +109,11 @@ impl Capabilities {
         [16, 8].into_iter().find(|&edge| usable && self.cooperative.iter().any(|matrix| fits(edge)(&matrix)))
     }
 
+    /// Software devices that load once what is the same for all lanes: Mesa's from 26 on, which are those with cooperative matrices.
+    pub(crate) fn loads_once(&self) -> bool {
+        self.software && self.matrix_edge().is_some()
+    }
+
     /// The baseline with f16, the most that any kernel so far asks for.
     pub fn baseline_f16() -> Self {
         Self { f16: true, ..Self::baseline() }

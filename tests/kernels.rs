@@ -1,4 +1,5 @@
-//! Every op × case × device: each technique that is offered against the reference; of attention, in turns ([`IN_TURN`]).
+//! Every op × case × device: each technique that is offered against the reference; of attention, in turns ([`IN_TURN`]). Run-time
+//! checks are on for every other case.
 //!
 //! Outputs start as NaN and are followed by guard bytes (`regard::verify`). A trial is named `op/case/device`.
 
@@ -22,10 +23,9 @@ fn main() -> ExitCode {
         let name = format!("{}/{}", case.op.name(), case.name);
         // One reference for all devices, computed by the first trial and dropped with the last.
         let prepared = OnceLock::new();
-        let turn = IN_TURN.contains(&case.op.name()).then(|| Turn::new(number));
+        let turn = IN_TURN.contains(&case.op.name()).then_some(Turn { number });
         let check = move |subject: &Subject| check(subject, prepared.get_or_init(|| Prepared::new(case.clone())), turn);
-        let trials = each_device(&name, check);
-        if turn.is_some() { in_turn(number, trials) } else { trials }
+        in_turn(number, each_device(&name, check))
     });
     let repeated = cases(None, None).into_iter().filter(|case| REPEATED.contains(&case.name.as_str()));
     let repeated = repeated.flat_map(|case| {
@@ -106,28 +106,22 @@ fn larger_subgroups(subject: &Subject, case: &Case) -> Verdict {
     Ok(Completion::Completed)
 }
 
-/// Ops whose cases take turns.
+/// Ops whose techniques take turns, as there are hundreds of cases.
 const IN_TURN: [&str; 2] = ["attention_fused", "attention_split"];
 
-/// What of a case is run where cases take turns.
+/// Which technique of a case is run where cases take turns.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
-    /// Its number among the cases that the same devices run.
+    /// The case's among all.
     number: usize,
 }
 
 impl Turn {
-    fn new(number: usize) -> Self {
-        Self { number: number / 2 }
-    }
-
-    /// Of more than two techniques the one that is called as the op, which other tests on software devices do not reach, and
-    /// cooperative matrices run each case; the others every third, in turn.
+    /// Cooperative matrices, which few devices have, run each case; the others by turns.
     fn is_of(self, place: usize, names: &[&str]) -> bool {
-        let each = |name: &str| name == "attention_fused" || name.ends_with("_coop");
-        let others: Vec<usize> = (0..names.len()).filter(|&place| !each(names[place])).collect();
-        let turn = self.number.is_multiple_of(3) && others.get(self.number / 3 % others.len().max(1)) == Some(&place);
-        names.len() <= 2 || each(names[place]) || turn
+        let matrices = |name: &str| name.ends_with("_coop");
+        let others: Vec<usize> = (0..names.len()).filter(|&place| !matrices(names[place])).collect();
+        matrices(names[place]) || others.get(self.number % others.len().max(1)) == Some(&place)
     }
 }
 

@@ -31,12 +31,14 @@ fn main() -> ExitCode {
     run(trials.chain(lowered).collect())
 }
 
+/// Dtype, shape and deviation.
+type Input = (Dtype, Vec<usize>, f32);
+
 /// An op with inputs of a size that grows.
 struct Growing {
     name: &'static str,
     op: Arc<dyn Op>,
-    /// Dtype, shape and deviation of each input for a size.
-    inputs: fn(usize) -> Vec<(Dtype, Vec<usize>, f32)>,
+    inputs: fn(usize) -> Vec<Input>,
     /// Sizes are multiples of this.
     step: usize,
 }
@@ -59,7 +61,7 @@ impl Growing {
     }
 }
 
-fn attention(queries: usize, keys: usize, width: usize) -> Vec<(Dtype, Vec<usize>, f32)> {
+fn attention(queries: usize, keys: usize, width: usize) -> Vec<Input> {
     let of = |rows: usize| (Dtype::F32, vec![1, 1, rows, width], 1.0);
     vec![of(queries), of(keys), of(keys)]
 }

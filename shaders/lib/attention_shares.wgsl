@@ -1,5 +1,5 @@
-// Attention over one share of the keys for few rows, in the way of attention_split and attention_split_direct, which say how a
-// lane comes by a key.
+// Attention over one share of the keys (shares) for few rows, in the way of attention_split and attention_split_direct, which say
+// how a lane comes by a key.
 //
 // A workgroup owns one share for up to QUERIES rows, those of HEADS_PER_TILE heads that read one key head, and walks it in tiles of
 // KEYS. For the scores a lane has a key; for the output it has four value dimensions of every TEAMS-th key. Queries and
@@ -21,7 +21,6 @@ const BLOCKS: u32 = QUERIES / 4u; // of four rows
 const TEAMS: u32 = LANES / TEAM;
 const HEAD_PARTS: u32 = max((HEAD_DIM + 3u) / 4u, 1u);
 const VALUE_ROUNDS: u32 = max((VALUE_DIM + 4u * TEAM - 1u) / (4u * TEAM), 1u);
-const UNIT: u32 = 64u; // what the keys of a share are a multiple of
 // Keys whose maximum one lane takes.
 const RUN: u32 = 8u;
 const_assert QUERIES == 4u || QUERIES == 8u;
@@ -79,12 +78,6 @@ fn over_teams(mine: vec4<f32>, lane: u32) -> vec4<f32> {
     return total;
 }
 
-// Row of the share's results.
-fn result_of(tile: Tile, share: u32, row: u32) -> u32 {
-    let head = (share * params.batch + tile.batch) * params.heads + head_of(tile, row);
-    return head * params.seq_q + tile.s.q_begin + query_of(tile, row);
-}
-
 fn store_block(tile: Tile, share: u32, first_row: u32, d: u32, lane: u32, rows: mat4x4<f32>) {
     let row_0 = over_teams(rows[0], lane);
     let row_1 = over_teams(rows[1], lane);
@@ -111,10 +104,9 @@ fn attend_to_share(workgroup: vec3<u32>, workgroups: vec3<u32>, lane: u32) {
         return;
     }
     let share = workgroup.z;
-    let keys_of_a_share = ((tile.s.k_count + workgroups.z - 1u) / workgroups.z + UNIT - 1u) / UNIT * UNIT;
-    let span = keys_of(tile);
-    let begin = max(span.x, share * keys_of_a_share);
-    let end = min(span.y, share * keys_of_a_share + keys_of_a_share);
+    let span = share_of(tile, share, workgroups.z);
+    let begin = span.x;
+    let end = span.y;
     stage_queries(tile, lane);
 
     let team = select(lane / TEAM, 0u, TEAMS == 1u);
@@ -256,10 +248,9 @@ fn attend_to_share(workgroup: vec3<u32>, workgroups: vec3<u32>, lane: u32) {
             store_block(tile, share, 4u, d, lane, scaled(out[c * BLOCKS + BLOCKS - 1u], inverse_1));
         }
     }
-    if lane < min(QUERIES, tile.rows) {
+    if lane < QUERIES {
         let total = select(total_0, total_1, lane >= 4u)[lane % 4u];
         let maximum = select(maximum_0, maximum_1, lane >= 4u)[lane % 4u];
-        let nothing = total == 0.0 || query_of(tile, lane) >= tile.s.q_count;
-        lse_store(result_of(tile, share, lane), select(natural(maximum) + log(total), params.excluded, nothing));
+        store_share_sum(tile, share, lane, maximum, total);
     }
 }

@@ -3,8 +3,13 @@
 //! `attention_fused`.
 //!
 //! Techniques: `attention_split` (a workgroup for each share and up to eight rows, keys through workgroup memory),
-//! `attention_split_direct` (keys read where they lie: first on drivers that run shaders on the host), `attention_split_native`
-//! (see `src/cpu/kernels/attention.rs`).
+//! `attention_split_direct` (keys read where they lie: first on drivers that run shaders on the host), `attention_split_lanes` (a
+//! row to a lane, all of which read the same key: first on such drivers that load it once), `attention_split_native` (see
+//! `src/cpu/kernels/attention.rs`).
+//!
+//! One query row with 32 heads on 8 key heads, 8 sequences, 4,096 keys, head_dim 64 in f32, on two cores of an AMD EPYC:
+//! `attention_split_direct` takes 59.7 ms on Mesa 26's lavapipe, `attention_split_lanes` 26.4, of which more than half waits for
+//! memory. Mesa 22.3 loads for each lane: 119 ms, and 185 for `attention_split_lanes` in one pass.
 //!
 //! On Mesa 26's lavapipe, one query row with 32 heads on 8 key heads, 8 sequences, 4,096 keys, head_dim 128 in f32, on two cores of
 //! a busy machine, in turns: `attention_split_direct` in two shares, combined, 416 and 456 ms; `attention_lanes` in one pass
@@ -48,13 +53,18 @@ use crate::tensor::{Dtype, HostTensor, TensorDesc};
 
 const SPLIT: Source = wgsl!("attention_split");
 const DIRECT: Source = wgsl!("attention_split_direct");
-const SHARES: Source = wgsl!("lib/attention_shares");
+const LANES: Source = wgsl!("attention_split_lanes");
+const WALK: Source = wgsl!("lib/attention_shares");
+const SHARES: Source = wgsl!("lib/shares");
 
 /// Keys of a tile, which those of a share are a multiple of.
 const KEYS: usize = 64;
 
 /// Most rows of a workgroup.
 const MAX_ROWS: usize = 8;
+
+/// Largest head dimension at which a lane holds a row of q and one of o.
+const MAX_LANE_WIDTH: usize = 128;
 
 /// Attention as [`AttentionFused`] computes it, without sinks, over each of `splits` shares of the keys alone: partial results, f32
 /// `[splits, batch, heads, seq_q, head_dim_v]`, each divided by its own sum of exponentials, and the logarithms of those
@@ -114,7 +124,12 @@ impl Op for AttentionSplit {
             Backend::Cpu => self.native(inputs).into_iter().collect(),
             Backend::Gpu => {
                 let [staged, direct] = [self.staged(inputs, capabilities), self.direct(inputs, capabilities)];
-                let order = if capabilities.software { [direct, staged] } else { [staged, direct] };
+                let lanes = self.lanes(inputs, capabilities);
+                let order = match (capabilities.software, capabilities.loads_once()) {
+                    (true, true) => [lanes, direct, staged],
+                    (true, false) => [direct, lanes, staged],
+                    (false, _) => [staged, direct, lanes],
+                };
                 order.into_iter().flatten().map(Technique::Gpu).collect()
             }
         }
@@ -157,6 +172,20 @@ impl AttentionSplit {
         )
     }
 
+    /// Whole rows to a lane.
+    fn lanes(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
+        let sizes = self.attention().sizes(inputs).ok()?;
+        let widths = [sizes.head_dim, sizes.head_dim_v];
+        if widths.iter().any(|&width| width > MAX_LANE_WIDTH) {
+            return None;
+        }
+        let alone = Staging::new(inputs, &sizes, 1);
+        let rounds = widths.iter().map(|width| alone.rounds(width.div_ceil(4), 4)).sum();
+        let kernel =
+            Kernel { libraries: vec![SHARES], queries: MAX_ROWS, keys: 4, rounds, ..self.kernel(LANES, &sizes) };
+        self.launch(inputs, capabilities, kernel)
+    }
+
     /// Query rows of a workgroup: there is room for eight up to a width.
     fn queries(&self, sizes: &Sizes) -> usize {
         if self.attention().rows_of_a_tile(sizes) <= 4 || sizes.head_dim > 256 { 4 } else { MAX_ROWS }
@@ -166,7 +195,7 @@ impl AttentionSplit {
     fn kernel(&self, main: Source, sizes: &Sizes) -> Kernel {
         Kernel {
             main,
-            libraries: vec![SHARES, BLOCKS],
+            libraries: vec![SHARES, WALK, BLOCKS],
             queries: self.queries(sizes),
             keys: KEYS,
             constants: Vec::new(),

@@ -179,7 +179,7 @@ impl Op for MatMul {
                 let vector = self.vector(&problem, inputs, capabilities);
                 let tiled = self.tiled(&problem, inputs, capabilities);
                 let lanes = self.lanes(&problem, inputs, capabilities);
-                let [tiled, lanes] = if lanes::suit(capabilities) { [lanes, tiled] } else { [tiled, lanes] };
+                let [tiled, lanes] = if capabilities.loads_once() { [lanes, tiled] } else { [tiled, lanes] };
                 [first, vector, tiled, lanes, last].into_iter().flatten().map(Technique::Gpu).collect()
             }
         }
