@@ -199,8 +199,7 @@ impl AttentionCombine {
         let shape: [usize; 5] = partials.shape[..].try_into().expect("the op took it");
         let run = move |inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]| {
             let (sinks, queries) = op.split(inputs);
-            let u32s = |view: &View<'_>| bytemuck::pod_collect_to_vec::<u8, u32>(view.bytes);
-            let queries = Queries { lengths: queries.lengths.map(u32s), starts: queries.starts.map(u32s) };
+            let queries = queries.map(|view| bytemuck::cast_slice::<u8, u32>(view.bytes));
             let [_, _, heads, seq_q, _] = shape;
             let shares = Shares {
                 shape,

@@ -10,6 +10,7 @@ use crate::case::{Case, CaseInput};
 use crate::compare::Tolerance;
 use crate::cpu::kernels::args::{Elements, ElementsMut};
 use crate::cpu::kernels::layer_norm::{LayerNormArgs, layer_norm};
+use crate::cpu::kernels::scratch::{Arena, with_scratch};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
@@ -169,11 +170,15 @@ impl LayerNorm {
             let (x, scale) = (Elements::of(&inputs[0]), Elements::of(&inputs[1]));
             let args = LayerNormArgs { x, length, scale, bias: inputs.get(2).map(Elements::of), epsilon };
             let (y, statistics) = outputs.split_first_mut().expect("there is a result");
-            let rows = layer_norm(&args, ElementsMut::of(y));
-            for (which, output) in statistics.iter_mut().enumerate() {
-                let column: Vec<f32> = rows.iter().map(|row| row[which]).collect();
-                ElementsMut::of(output).write(0, &column);
-            }
+            let count = x.len().checked_div(length).unwrap_or(0);
+            with_scratch(|lines| {
+                let rows: &mut [[f32; 2]] = Arena::new(lines, 8 * count, 1).take(count);
+                layer_norm(&args, ElementsMut::of(y), rows);
+                for (which, output) in statistics.iter_mut().enumerate() {
+                    let mut column = ElementsMut::of(output);
+                    rows.iter().enumerate().for_each(|(row, of_row)| column.write(row, &of_row[which..=which]));
+                }
+            });
         };
         vec![Technique::Cpu(CpuKernel { name: "layer_norm_native", run: Arc::new(run) })]
     }

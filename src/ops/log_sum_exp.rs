@@ -164,8 +164,7 @@ impl LogSumExp {
             let sinks = sinks.map(|sinks| RowSinks { data: bytemuck::cast_slice(sinks.bytes), rows });
             let out: &mut [f32] = bytemuck::cast_slice_mut(outputs[0].bytes);
             log_sum_exp(Elements::of(&inputs[0]), row_length, sinks, out);
-            let u32s = |view: &View<'_>| bytemuck::pod_collect_to_vec::<u8, u32>(view.bytes);
-            let queries = Queries { lengths: queries.lengths.map(u32s), starts: queries.starts.map(u32s) };
+            let queries = queries.map(|view| bytemuck::cast_slice::<u8, u32>(view.bytes));
             for (head, out) in out.chunks_mut(rows.max(1)).enumerate() {
                 let existing = match batch {
                     1 => queries.rows(0, rows),

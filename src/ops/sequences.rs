@@ -1,7 +1,7 @@
 //! Which queries and keys there are and which belong together, as tensors say it: lengths of batch elements, and starts of packed
 //! sequences.
 
-use std::ops::Range;
+use std::ops::{Deref, Range};
 
 use crate::error::{Error, Result};
 use crate::op::Bindings;
@@ -40,7 +40,14 @@ impl<T> Queries<T> {
     }
 }
 
-impl Queries<Vec<u32>> {
+impl<'a, T> Queries<&'a T> {
+    /// What else there is of the same tensors.
+    pub fn map<U>(self, of: impl Fn(&'a T) -> U) -> Queries<U> {
+        Queries { lengths: self.lengths.map(&of), starts: self.starts.map(&of) }
+    }
+}
+
+impl<T: Deref<Target = [u32]>> Queries<T> {
     /// Which of a batch element's rows are queries. Those between two starts always are, even where starts decrease.
     pub fn rows(&self, batch: usize, seq_q: usize) -> Range<usize> {
         let inside = |row: u32| seq_q.min(row as usize);

@@ -2,11 +2,12 @@
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use rayon::prelude::*;
 
 use super::args::Operand;
 use super::rms_norm::Norm;
 use super::rotary::Turn;
+use super::scratch::{Arena, with_scratch};
+use std::ops::Range;
 
 /// A cache's memory.
 #[derive(Debug)]
@@ -75,32 +76,45 @@ impl AppendArgs<'_> {
 
 /// Writes row i of each sequence and head to position `lengths + i`.
 pub fn append(args: &AppendArgs, cache: CacheMut) {
-    let AppendArgs { batch, kv_heads, capacity, dim, .. } = *args;
-    if let Some(pages) = args.rows.pages {
+    let AppendArgs { batch, kv_heads, dim, .. } = *args;
+    let Some(pages) = args.rows.pages else { return append_to(args, 0..batch * kv_heads, cache) };
+    with_scratch(|lines| {
         // A page may be any sequence's, so these are written one after the other.
         let mut cache = cache;
-        let mut row = vec![0.0; dim];
+        let row = Arena::new(lines, 4 * dim, 1).take(dim);
         for (b, head) in (0..batch).flat_map(|b| (0..kv_heads).map(move |head| (b, head))) {
             let (there, new) = args.spans(b);
             for i in 0..new {
                 let position = there + i;
                 let page = pages.table[b * pages.per_sequence + position / pages.size] as usize;
                 let page = page.min(pages.count - 1);
-                args.compute([b, head, i], position, &mut row);
-                cache.write((page * pages.size + position % pages.size) * kv_heads + head, &row);
+                args.compute([b, head, i], position, row);
+                cache.write((page * pages.size + position % pages.size) * kv_heads + head, row);
             }
         }
+    });
+}
+
+/// As [`append`], to the caches of these (sequence, head), which lie one after another; halves of them side by side.
+fn append_to(args: &AppendArgs, heads: Range<usize>, mut cache: CacheMut) {
+    let AppendArgs { kv_heads, capacity, dim, .. } = *args;
+    if heads.len() > 1 {
+        let mid = heads.start + heads.len() / 2;
+        let (first, second) = cache.split_at(heads.len() / 2 * capacity, dim);
+        rayon::join(|| append_to(args, heads.start..mid, first), || append_to(args, mid..heads.end, second));
         return;
     }
-    cache.split(capacity, dim, batch * kv_heads).into_par_iter().enumerate().for_each(|(index, mut cache)| {
+    for index in heads {
         let (b, head) = (index / kv_heads, index % kv_heads);
         let (there, new) = args.spans(b);
-        let mut row = vec![0.0; dim];
-        for i in 0..new {
-            args.compute([b, head, i], there + i, &mut row);
-            cache.write(there + i, &row);
-        }
-    });
+        with_scratch(|lines| {
+            let row = Arena::new(lines, 4 * dim, 1).take(dim);
+            for i in 0..new {
+                args.compute([b, head, i], there + i, row);
+                cache.write(there + i, row);
+            }
+        });
+    }
 }
 
 /// Each sequence's rows after an append.
@@ -111,19 +125,8 @@ pub fn advance(args: &AppendArgs, lengths: &mut [u32]) {
     }
 }
 
-impl<'a> CacheMut<'a> {
-    /// `count` caches of so many rows.
-    fn split(self, rows: usize, dim: usize, count: usize) -> Vec<CacheMut<'a>> {
-        let mut parts = Vec::with_capacity(count);
-        let mut rest = self;
-        for _ in 0..count {
-            let (part, others) = rest.split_at(rows, dim);
-            parts.push(part);
-            rest = others;
-        }
-        parts
-    }
-
+impl CacheMut<'_> {
+    /// The first so many rows, and the others.
     fn split_at(self, rows: usize, dim: usize) -> (Self, Self) {
         match self {
             Self::F32(data) => {

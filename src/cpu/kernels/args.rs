@@ -138,6 +138,12 @@ pub enum ElementsMut<'a> {
     BF16(&'a mut [bf16]),
 }
 
+impl Default for ElementsMut<'_> {
+    fn default() -> Self {
+        Self::F32(&mut [])
+    }
+}
+
 impl<'a> ElementsMut<'a> {
     /// The elements of a tensor of floats.
     pub fn of(view: &'a mut ViewMut<'_>) -> Self {

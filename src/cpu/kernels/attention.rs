@@ -23,13 +23,14 @@ mod vector;
 mod tests;
 
 use super::args::{AttentionArgs, AttentionShape, Elements, ElementsMut, Operand};
-use super::scratch::with_scratch;
-use super::sequence::{Sequence, sequences};
+use super::scratch::{Arena, with_scratch};
+use super::sequence::{Sequence, with_sequences};
 use cut::{Block, VECTOR_ROWS};
 use job::{Destination, Job};
 use pulp::Arch;
 use rayon::prelude::*;
-use results::{NO_JOB, OutRows, Results};
+use results::{NO_JOB, OutRows, Placement, Results, RowLists};
+use std::cell::Cell;
 
 /// Attention, written to `out`, `[batch, heads, seq_q, head_dim_v]` with `out_strides` elements per
 /// (batch, head, row), and the logarithm of each row's denominator to `log_sums`, `[batch, heads, seq_q]`, contiguous.
@@ -74,21 +75,46 @@ fn attention_on(
         let shape = AttentionShape { head_dim: 1, ..args.shape };
         args = AttentionArgs { shape, q: zero, k: zero, ..args };
     }
-    let sequences = sequences(&args.masking, batch, [seq_q, keys_in_pages(&args)]);
-    let places = places(&args, &sequences, sizes);
-    let rows = OutRows::new(out, sizes, out_strides, head_dim_v, places.as_deref());
-    match (places, log_sums) {
-        (Some(places), Some(log_sums)) => {
-            let mut by_place = vec![f32::NEG_INFINITY; places.len()];
-            let rows_of_jobs = places.iter().filter(|&&place| place != NO_JOB).count();
-            let of_jobs = Some(&mut by_place[..rows_of_jobs]);
-            compute(arch, &args, &sequences, Results { rows, log_sums: of_jobs });
-            for (log_sum, &place) in log_sums.iter_mut().zip(&places) {
-                *log_sum = if place == NO_JOB { f32::NEG_INFINITY } else { by_place[place] };
-            }
-        }
-        (_, log_sums) => compute(arch, &args, &sequences, Results { rows, log_sums }),
+    let rows = [seq_q, keys_in_pages(&args)];
+    with_sequences(&args.masking, batch, rows, |sequences| {
+        let mut kept = KEPT.take();
+        let call = Call { arch, args: &args, sequences };
+        let mut lists = std::mem::take(&mut kept.lists);
+        let places = call.places(sizes, &mut kept.places);
+        let placement = Placement { sizes, strides: out_strides, width: head_dim_v, places };
+        let rows = OutRows::new(out, &placement, &mut lists);
+        call.compute(rows, places, log_sums, &mut kept.memory);
+        kept.lists = lists.recycled();
+        KEPT.set(kept);
+    });
+}
+
+thread_local! {
+    static KEPT: Cell<Kept> = Cell::default();
+}
+
+/// What a call leaves for the next one on its thread, so that a run in steady state allocates nothing.
+#[derive(Default)]
+struct Kept {
+    places: Vec<usize>,
+    lists: RowLists<'static>,
+    memory: Memory,
+}
+
+/// Blocks, and memory for what their parts and rows give.
+#[derive(Default)]
+struct Memory {
+    blocks: Vec<Block>,
+    partials: Vec<f32>,
+    log_sums: Vec<f32>,
+}
+
+/// The first `count` elements, whatever they hold.
+fn first(memory: &mut Vec<f32>, count: usize) -> &mut [f32] {
+    if memory.len() < count {
+        memory.resize(count, 0.0);
     }
+    &mut memory[..count]
 }
 
 /// Keys that a sequence may have, no more than pages can hold.
@@ -98,92 +124,118 @@ fn keys_in_pages(args: &AttentionArgs) -> usize {
     held.fold(args.shape.seq_kv, usize::min)
 }
 
-/// The place of each row `[batch, heads, seq_q]` in the order of jobs, which is (sequence, head, query), where that is
-/// another.
-fn places(args: &AttentionArgs, sequences: &[Sequence], sizes: [usize; 3]) -> Option<Vec<usize>> {
-    if args.masking.packed.is_none() && args.masking.q_lengths.is_none() {
-        return None;
+/// A problem, and what computes it.
+struct Call<'a> {
+    arch: Arch,
+    args: &'a AttentionArgs<'a>,
+    sequences: &'a [Sequence],
+}
+
+impl Call<'_> {
+    /// The place of each row `[batch, heads, seq_q]` in the order of jobs, which is (sequence, head, query), where that is
+    /// another.
+    fn places<'p>(&self, sizes: [usize; 3], places: &'p mut Vec<usize>) -> Option<&'p [usize]> {
+        if self.args.masking.packed.is_none() && self.args.masking.q_lengths.is_none() {
+            return None;
+        }
+        let [batch, heads, seq_q] = sizes;
+        places.clear();
+        places.resize(batch * heads * seq_q, NO_JOB);
+        let mut next = 0;
+        for sequence in self.sequences {
+            for head in 0..heads {
+                let first = (sequence.q_batch * heads + head) * seq_q;
+                for place in &mut places[first..][sequence.rows()] {
+                    *place = next;
+                    next += 1;
+                }
+            }
+        }
+        Some(places)
     }
-    let [batch, heads, seq_q] = sizes;
-    let mut places = vec![NO_JOB; batch * heads * seq_q];
-    let mut next = 0;
-    for sequence in sequences {
-        for head in 0..heads {
-            let first = (sequence.q_batch * heads + head) * seq_q;
-            for place in &mut places[first..][sequence.rows()] {
-                *place = next;
-                next += 1;
+
+    /// Cuts the problem into blocks and runs them.
+    fn compute(&self, rows: OutRows, places: Option<&[usize]>, log_sums: Option<&mut [f32]>, memory: &mut Memory) {
+        let Memory { blocks, partials, log_sums: by_place } = memory;
+        cut::into_blocks(self.args, self.sequences, rayon::current_num_threads(), blocks);
+        let partials = first(partials, blocks.iter().map(|block| self.partial_floats(block)).sum());
+        match (places, log_sums) {
+            (Some(places), Some(log_sums)) => {
+                let by_place = first(by_place, blocks.iter().map(|block| block.rows).sum());
+                self.run(blocks, Results { rows, log_sums: Some(&mut *by_place) }, partials);
+                for (log_sum, &place) in log_sums.iter_mut().zip(places) {
+                    *log_sum = if place == NO_JOB { f32::NEG_INFINITY } else { by_place[place] };
+                }
+            }
+            (_, log_sums) => self.run(blocks, Results { rows, log_sums }, partials),
+        }
+    }
+
+    /// Runs blocks on the current rayon pool, halves of them side by side; a single one stays on this thread. The first have
+    /// the last results.
+    fn run(&self, blocks: &[Block], results: Results, partials: &mut [f32]) {
+        match blocks {
+            [] => {}
+            [block] => self.one(block, results, partials),
+            _ => {
+                let (first, second) = blocks.split_at(blocks.len() / 2);
+                let (others, own) = results.split_last(first.iter().map(|block| block.rows).sum());
+                let mid = first.iter().map(|block| self.partial_floats(block)).sum();
+                let (own_partials, other_partials) = partials.split_at_mut(mid);
+                rayon::join(|| self.run(first, own, own_partials), || self.run(second, others, other_partials));
             }
         }
     }
-    Some(places)
-}
 
-/// Cuts a problem into jobs, runs them, and combines those that share rows.
-fn compute(arch: Arch, args: &AttentionArgs, sequences: &[Sequence], mut rest: Results) {
-    let blocks = cut::blocks(args, sequences, rayon::current_num_threads());
-    let width = 2 + args.shape.head_dim_v;
-    let split = blocks.iter().filter(|block| block.parts > 1);
-    let mut partials = vec![0.0; split.map(|block| block.parts * block.rows * width).sum()];
-    let (mut jobs, mut unfinished) = (Vec::new(), Vec::new());
-    let mut free = partials.as_mut_slice();
-    for block in &blocks {
-        let (head, results) = rest.split_last(block.rows);
-        rest = head;
-        let job = |part, destination| {
-            let &Block { sequence, kv_head, first_row, rows, .. } = block;
-            Job { args, sequence, kv_head, first_row, rows, keys: block.part(part), destination }
-        };
+    /// A block: one job, or one for each part of its keys and what combines them.
+    fn one(&self, block: &Block, results: Results, partials: &mut [f32]) {
         if block.parts == 1 {
-            jobs.push(job(0, Destination::Results(results)));
-            continue;
+            return self.part(block, 0, Destination::Results(results));
         }
-        let (own, others) = free.split_at_mut(block.parts * block.rows * width);
-        free = others;
-        let parts = own.chunks_exact_mut(block.rows * width).enumerate();
-        jobs.extend(parts.map(|(part, partial)| job(part, Destination::Partial(partial))));
-        unfinished.push((block, results));
+        let parts = partials.par_chunks_exact_mut(block.rows * self.partial_width()).enumerate();
+        parts.with_max_len(1).for_each(|(part, partial)| self.part(block, part, Destination::Partial(partial)));
+        self.combine(block, partials, results);
     }
-    run(arch, jobs);
-    let mut partials = partials.as_slice();
-    for (block, results) in unfinished {
-        let (own, others) = partials.split_at(block.parts * block.rows * width);
-        partials = others;
-        combine(args, block, own, results);
-    }
-}
 
-/// Combines the parts of the rows of a block, `[parts, rows, 2 + head_dim_v]`.
-fn combine(args: &AttentionArgs, block: &Block, partials: &[f32], mut results: Results) {
-    let shape = args.shape;
-    let width = 2 + shape.head_dim_v;
-    let mut values = vec![0.0; shape.head_dim_v];
-    for row in 0..block.rows {
-        let head =
-            block.kv_head * (shape.heads / shape.kv_heads) + (block.first_row + row) / block.sequence.queries.len();
-        let sink = args.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[head]);
-        let parts = partials.chunks_exact(block.rows * width).map(|part| &part[row * width..][..width]);
-        let normal = job::combine(parts, sink, &mut values);
-        results.finish(row, normal);
-        results.rows.row(row).write(0, &values);
-    }
-}
-
-/// Runs every job on the current rayon pool; a single job stays on this thread.
-fn run(arch: Arch, jobs: Vec<Job>) {
-    let one = |job: Job| {
-        let group_rows = job.args.shape.heads / job.args.shape.kv_heads * job.sequence.queries.len();
+    /// One part of the keys of a block.
+    fn part(&self, block: &Block, part: usize, destination: Destination) {
+        let &Block { kv_head, first_row, rows, .. } = block;
+        let sequence = &self.sequences[block.sequence];
+        let job = Job { args: self.args, sequence, kv_head, first_row, rows, keys: block.part(part), destination };
+        let shape = self.args.shape;
         with_scratch(|scratch| {
-            if group_rows <= VECTOR_ROWS {
-                arch.dispatch(vector::Vectors { job, scratch });
+            if shape.heads / shape.kv_heads * sequence.queries.len() <= VECTOR_ROWS {
+                self.arch.dispatch(vector::Vectors { job, scratch });
             } else {
-                arch.dispatch(tile::Tiles { job, scratch });
+                self.arch.dispatch(tile::Tiles { job, scratch });
             }
         });
-    };
-    if jobs.len() == 1 {
-        jobs.into_iter().for_each(one);
-    } else {
-        jobs.into_par_iter().with_max_len(1).for_each(one);
+    }
+
+    /// Combines the parts of the rows of a block, `[parts, rows, 2 + head_dim_v]`.
+    fn combine(&self, block: &Block, partials: &[f32], mut results: Results) {
+        let (shape, width) = (self.args.shape, self.partial_width());
+        let queries = self.sequences[block.sequence].queries.len();
+        with_scratch(|scratch| {
+            let values = Arena::new(scratch, 4 * shape.head_dim_v, 1).take(shape.head_dim_v);
+            for row in 0..block.rows {
+                let head = block.kv_head * (shape.heads / shape.kv_heads) + (block.first_row + row) / queries;
+                let sink = self.args.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[head]);
+                let parts = partials.chunks_exact(block.rows * width).map(|part| &part[row * width..][..width]);
+                let normal = job::combine(parts, sink, values);
+                results.finish(row, normal);
+                results.rows.row(row).write(0, values);
+            }
+        });
+    }
+
+    /// Floats of a row of a part: maximum, sum and output.
+    fn partial_width(&self) -> usize {
+        2 + self.args.shape.head_dim_v
+    }
+
+    /// Floats of all parts of a block that has several.
+    fn partial_floats(&self, block: &Block) -> usize {
+        if block.parts == 1 { 0 } else { block.parts * block.rows * self.partial_width() }
     }
 }

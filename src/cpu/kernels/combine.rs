@@ -1,6 +1,7 @@
 //! One result out of results over shares of the keys.
 
 use super::args::ElementsMut;
+use super::scratch::{Arena, with_scratch};
 use rayon::prelude::*;
 
 /// Fewest partial elements worth a task of their own.
@@ -24,23 +25,25 @@ pub struct Shares<'a> {
 pub fn combine(shares: &Shares, mut out: ElementsMut, strides: [usize; 3], log_sums: Option<&mut [f32]>) {
     let [splits, _, heads, seq_q, width] = shares.shape;
     let rows = shares.sums.len() / splits;
-    let mut values = vec![0.0; rows * width];
-    let mut sums = vec![0.0; rows];
-    let min_rows = MIN_ELEMENTS.div_ceil((splits * width).max(1));
-    if width == 0 {
-        sums.iter_mut().enumerate().for_each(|(row, sum)| *sum = of_row(shares, rows, row, &mut []));
-    } else {
-        let each = values.par_chunks_mut(width).zip(&mut sums).enumerate().with_min_len(min_rows);
-        each.for_each(|(row, (values, sum))| *sum = of_row(shares, rows, row, values));
-    }
-    for (row, values) in values.chunks(width.max(1)).enumerate() {
-        let at = [row / seq_q / heads, row / seq_q % heads, row % seq_q];
-        let place: usize = at.iter().zip(strides).map(|(at, stride)| at * stride).sum();
-        out.write(place * width, values);
-    }
-    if let Some(log_sums) = log_sums {
-        log_sums.copy_from_slice(&sums);
-    }
+    with_scratch(|lines| {
+        let mut arena = Arena::new(lines, 4 * rows * (width + 1), 2);
+        let (values, sums): (&mut [f32], &mut [f32]) = (arena.take(rows * width), arena.take(rows));
+        let min_rows = MIN_ELEMENTS.div_ceil((splits * width).max(1));
+        if width == 0 {
+            sums.iter_mut().enumerate().for_each(|(row, sum)| *sum = of_row(shares, rows, row, &mut []));
+        } else {
+            let each = values.par_chunks_mut(width).zip(&mut *sums).enumerate().with_min_len(min_rows);
+            each.for_each(|(row, (values, sum))| *sum = of_row(shares, rows, row, values));
+        }
+        for (row, values) in values.chunks(width.max(1)).enumerate() {
+            let at = [row / seq_q / heads, row / seq_q % heads, row % seq_q];
+            let place: usize = at.iter().zip(strides).map(|(at, stride)| at * stride).sum();
+            out.write(place * width, values);
+        }
+        if let Some(log_sums) = log_sums {
+            log_sums.copy_from_slice(sums);
+        }
+    });
 }
 
 /// Leaves the row's values in `out`; returns the logarithm of its sum.

@@ -7,7 +7,7 @@
 use super::args::{Elements, ElementsMut};
 use super::matmul::{BatchOffsets, MatmulArgs, RightLayout, Zeros, matmul};
 use super::scratch::{Arena, with_scratch};
-use super::windows::{Axis, ImageLayout, lines_of};
+use super::windows::{Axis, ImageLayout, Lines};
 use pulp::Arch;
 use rayon::prelude::*;
 
@@ -73,23 +73,22 @@ pub fn conv2d(args: &ConvArgs, out: ElementsMut) {
         return;
     }
     // Once, not once for each block.
-    let converted = match args.kernel {
-        Elements::F32(_) => Vec::new(),
-        kernel => widened(kernel),
-    };
-    let kernel = if converted.is_empty() { args.kernel } else { Elements::F32(&converted) };
-    let args = &ConvArgs { kernel, ..*args };
-    match args.shape.layout {
-        ImageLayout::Nchw => planes(args, out),
-        ImageLayout::Nhwc if args.shape.groups > 1 => grouped_pixels(args, out),
-        ImageLayout::Nhwc => pixels(args, out),
-    }
-}
-
-fn widened(elements: Elements) -> Vec<f32> {
-    let mut data = vec![0.0; elements.len()];
-    elements.read(0, &mut data);
-    data
+    with_scratch(|scratch| {
+        let kernel = match args.kernel {
+            Elements::F32(kernel) => kernel,
+            kernel => {
+                let converted = Arena::new(scratch, 4 * kernel.len(), 1).take(kernel.len());
+                kernel.read(0, converted);
+                converted
+            }
+        };
+        let args = &ConvArgs { kernel: Elements::F32(kernel), ..*args };
+        match args.shape.layout {
+            ImageLayout::Nchw => planes(args, out),
+            ImageLayout::Nhwc if args.shape.groups > 1 => grouped_pixels(args, out),
+            ImageLayout::Nhwc => pixels(args, out),
+        }
+    });
 }
 
 /// NHWC with one group: patches `[pixels, depth]` times the kernel `[depth, out]`.
@@ -97,7 +96,7 @@ fn pixels(args: &ConvArgs, mut out: ElementsMut) {
     let shape = args.shape;
     let (k, n, [rows, columns]) = (shape.depth(), shape.out_channels(), shape.axes);
     let mut product = |a: Elements, m: usize, first: usize| {
-        let batches = &[BatchOffsets { a: 0, b: 0, c: 0 }];
+        let batches = &[BatchOffsets { a: 0, b: 0 }];
         let args = MatmulArgs {
             m,
             n,
@@ -150,18 +149,16 @@ fn gather_pixels(shape: &ConvShape, x: Elements, line: usize, patches: &mut [f32
 }
 
 /// NHWC with groups: each output pixel adds, for each tap and input channel, a row of the kernel.
-fn grouped_pixels(args: &ConvArgs, mut out: ElementsMut) {
+fn grouped_pixels(args: &ConvArgs, out: ElementsMut) {
     let shape = args.shape;
-    let bias = args.bias.map(widened);
     let line = shape.axes[1].output * shape.out_channels();
     let each = (MIN_ELEMENTS / line.max(1)).clamp(1, shape.lines());
-    let parts: Vec<(usize, ElementsMut)> = lines_of(&mut out, line, each);
-    parts.into_par_iter().for_each(|(first, mut part)| {
+    Lines { first: 0, length: line, data: out }.in_parts(each, &|Lines { first, data: mut part, .. }: Lines| {
         with_scratch(|scratch| {
             let mut arena = Arena::new(scratch, 4 * (line + shape.in_channels()), 2);
             let (sums, pixel): (&mut [f32], &mut [f32]) = (arena.take(line), arena.take(shape.in_channels()));
             for index in 0..part.len() / line {
-                Arch::new().dispatch(|| grouped_line(args, bias.as_deref(), first + index, sums, pixel));
+                Arch::new().dispatch(|| grouped_line(args, first + index, sums, pixel));
                 part.write(index * line, sums);
             }
         });
@@ -169,14 +166,14 @@ fn grouped_pixels(args: &ConvArgs, mut out: ElementsMut) {
 }
 
 #[inline(always)]
-fn grouped_line(args: &ConvArgs, bias: Option<&[f32]>, line: usize, sums: &mut [f32], pixel: &mut [f32]) {
+fn grouped_line(args: &ConvArgs, line: usize, sums: &mut [f32], pixel: &mut [f32]) {
     let ConvShape { in_group, out_group, axes: [rows, columns], .. } = args.shape;
     let Elements::F32(kernel) = args.kernel else { unreachable!("conv2d widened the kernel") };
     let (image, row) = (line / rows.output, line % rows.output);
     let width = args.shape.out_channels();
     for (column, sums) in sums.chunks_exact_mut(width).enumerate() {
-        match bias {
-            Some(bias) => sums.copy_from_slice(bias),
+        match args.bias {
+            Some(bias) => bias.read(0, sums),
             None => sums.fill(0.0),
         }
         for tap in 0..rows.kernel * columns.kernel {
@@ -207,12 +204,13 @@ fn planes(args: &ConvArgs, mut out: ElementsMut) {
     let shape = args.shape;
     let [rows, columns] = shape.axes;
     let (k, channels, depth) = (shape.depth(), shape.out_channels(), shape.groups * shape.depth());
-    let bias = args.bias.map(widened);
     let per_line = columns.output * depth.max(channels).max(1);
     let lines = (BLOCK / per_line).clamp(1, shape.lines());
     with_scratch(|scratch| {
         let most = lines * columns.output;
-        let mut arena = Arena::new(scratch, 4 * most * (depth + channels), 2);
+        let bytes = 4 * most * (depth + channels) + size_of::<BatchOffsets>() * shape.groups;
+        let mut arena = Arena::new(scratch, bytes, 3);
+        let batches: &mut [BatchOffsets] = arena.take(shape.groups);
         let (patches, sums): (&mut [f32], &mut [f32]) = (arena.take(most * depth), arena.take(most * channels));
         for first in (0..shape.lines()).step_by(lines) {
             let count = lines.min(shape.lines() - first);
@@ -222,13 +220,8 @@ fn planes(args: &ConvArgs, mut out: ElementsMut) {
             parts.with_min_len(MIN_ELEMENTS.div_ceil(n)).for_each(|(index, part)| {
                 gather_planes(&shape, args.x, index, first, part);
             });
-            let batches: Vec<BatchOffsets> = (0..shape.groups)
-                .map(|group| BatchOffsets {
-                    a: group * shape.out_group * k,
-                    b: group * k * n,
-                    c: group * shape.out_group * n,
-                })
-                .collect();
+            let batch = |group: usize| BatchOffsets { a: group * shape.out_group * k, b: group * k * n };
+            batches.iter_mut().enumerate().for_each(|(group, to)| *to = batch(group));
             let product = MatmulArgs {
                 m: shape.out_group,
                 n,
@@ -238,15 +231,15 @@ fn planes(args: &ConvArgs, mut out: ElementsMut) {
                 b: Elements::F32(patches),
                 layout: RightLayout::RowMajor,
                 bias: None,
-                batches: &batches,
+                batches,
                 zeros: Zeros::Multiply,
                 steps: &[],
                 residual: None,
             };
             matmul(&product, ElementsMut::F32(&mut sums[..n * channels]));
             for (channel, sums) in sums[..n * channels].chunks_exact_mut(n).enumerate() {
-                if let Some(bias) = &bias {
-                    sums.iter_mut().for_each(|sum| *sum += bias[channel]);
+                if let Some(bias) = args.bias.map(|bias| bias.get(channel)) {
+                    sums.iter_mut().for_each(|sum| *sum += bias);
                 }
                 for (line, sums) in (first..).zip(sums.chunks_exact(columns.output)) {
                     let (image, row) = (line / rows.output, line % rows.output);

@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
+use smallvec::SmallVec;
 
 use super::args::{Elements, ElementsMut};
 use super::axes::{Axis, TENSORS, runs};
@@ -104,7 +105,8 @@ pub fn elementwise(axes: &[Axis], steps: &[Step], inputs: &[View<'_>], out: Elem
         Dtype::Bool => Input::Bools(input.bytes),
         _ => Input::Floats(Elements::of(input)),
     });
-    let chain = Chain { axes, steps, inputs: inputs.collect() };
+    let inputs: SmallVec<[Input; TENSORS]> = inputs.collect();
+    let chain = Chain { axes, steps, inputs: &inputs };
     match out {
         ElementsMut::F32(out) => out.par_chunks_mut(CHUNK).with_min_len(MIN_CHUNKS).enumerate().for_each(|(i, out)| {
             with_scratch(|lines| chain.run(i * CHUNK, out, Arena::new(lines, 4 * CHUNK, 1).take(CHUNK)));
@@ -158,7 +160,7 @@ pub fn in_place(steps: &[Step], value: &mut [f32], other: Option<Elements>, firs
 struct Chain<'a> {
     axes: &'a [Axis],
     steps: &'a [Step],
-    inputs: Vec<Input<'a>>,
+    inputs: &'a [Input<'a>],
 }
 
 impl Chain<'_> {

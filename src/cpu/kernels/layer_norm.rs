@@ -25,24 +25,24 @@ pub struct LayerNormArgs<'a> {
     pub epsilon: f32,
 }
 
-/// Normalises into `y`, laid out as `x`. Returns mean and inverse deviation of each row.
-pub fn layer_norm(args: &LayerNormArgs, y: ElementsMut) -> Vec<[f32; 2]> {
+/// Normalises into `y`, laid out as `x`. Mean and inverse deviation of each row go to `statistics`.
+pub fn layer_norm(args: &LayerNormArgs, y: ElementsMut, statistics: &mut [[f32; 2]]) {
     if args.x.is_empty() {
-        return Vec::new();
+        return;
     }
     let least = MIN_ELEMENTS.div_ceil(args.length);
     match y {
         ElementsMut::F32(y) => {
-            let rows = y.par_chunks_exact_mut(args.length).enumerate().with_min_len(least);
-            rows.map(|(index, y)| row(args, index, ElementsMut::F32(y))).collect()
+            let rows = y.par_chunks_exact_mut(args.length).zip(statistics).enumerate().with_min_len(least);
+            rows.for_each(|(index, (y, of_row))| *of_row = row(args, index, ElementsMut::F32(y)));
         }
         ElementsMut::F16(y) => {
-            let rows = y.par_chunks_exact_mut(args.length).enumerate().with_min_len(least);
-            rows.map(|(index, y)| row(args, index, ElementsMut::F16(y))).collect()
+            let rows = y.par_chunks_exact_mut(args.length).zip(statistics).enumerate().with_min_len(least);
+            rows.for_each(|(index, (y, of_row))| *of_row = row(args, index, ElementsMut::F16(y)));
         }
         ElementsMut::BF16(y) => {
-            let rows = y.par_chunks_exact_mut(args.length).enumerate().with_min_len(least);
-            rows.map(|(index, y)| row(args, index, ElementsMut::BF16(y))).collect()
+            let rows = y.par_chunks_exact_mut(args.length).zip(statistics).enumerate().with_min_len(least);
+            rows.for_each(|(index, (y, of_row))| *of_row = row(args, index, ElementsMut::BF16(y)));
         }
     }
 }
@@ -107,7 +107,8 @@ mod tests {
             bias: None,
             epsilon: 0.0,
         };
-        let statistics = layer_norm(&args, ElementsMut::F32(&mut y));
+        let mut statistics = [[f32::NAN; 2]];
+        layer_norm(&args, ElementsMut::F32(&mut y), &mut statistics);
         assert_eq!(statistics, [[4096.5, 2.0]]);
         assert!(y.chunks(2).all(|pair| pair == [-1.0, 1.0]));
     }
@@ -124,7 +125,7 @@ mod tests {
                 bias: Some(Elements::F32(bias)),
                 epsilon: 0.0,
             };
-            layer_norm(&args, ElementsMut::F32(&mut y));
+            layer_norm(&args, ElementsMut::F32(&mut y), &mut [[f32::NAN; 2]; 2]);
             y
         };
         let long = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0];

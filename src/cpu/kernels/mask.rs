@@ -3,7 +3,7 @@
 
 use super::args::{Dense, Elements, ElementsMut, Masking, Packed, Slopes};
 use super::scratch::{Arena, with_scratch};
-use super::sequence::{Sequence, sequences};
+use super::sequence::{Sequence, with_sequences};
 use super::tanh::SoftCap;
 use crate::mask::Fill;
 use pulp::Simd;
@@ -33,8 +33,12 @@ pub fn mask_scores(args: &MaskScoresArgs, out: ElementsMut) {
     if batch * heads * seq_q * seq_kv == 0 {
         return;
     }
-    let sequences = sequences(&args.masking, batch, [seq_q, seq_kv]);
-    let row = |row, out: &mut ElementsMut| mask_row(args, &sequences, row, out);
+    with_sequences(&args.masking, batch, [seq_q, seq_kv], |sequences| mask_rows(args, sequences, out));
+}
+
+fn mask_rows(args: &MaskScoresArgs, sequences: &[Sequence], out: ElementsMut) {
+    let seq_kv = args.sizes[3];
+    let row = |row, out: &mut ElementsMut| mask_row(args, sequences, row, out);
     let min_rows = MIN_SCORES.div_ceil(seq_kv);
     match out {
         ElementsMut::F32(data) => {
@@ -53,9 +57,10 @@ pub fn mask_scores(args: &MaskScoresArgs, out: ElementsMut) {
 }
 
 /// Fewest scores worth a task of their own.
-const MIN_SCORES: usize = 1 << 14;
+pub(super) const MIN_SCORES: usize = 1 << 14;
 
-fn mask_row(args: &MaskScoresArgs, sequences: &[Sequence], row: usize, out: &mut ElementsMut) {
+/// One row of all; see [`mask_scores`].
+pub(super) fn mask_row(args: &MaskScoresArgs, sequences: &[Sequence], row: usize, out: &mut ElementsMut) {
     let [_, heads, seq_q, seq_kv] = args.sizes;
     let [batch, head, position] = [row / seq_q / heads, row / seq_q % heads, row % seq_q];
     with_scratch(|lines| {

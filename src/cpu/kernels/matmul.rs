@@ -11,9 +11,10 @@ mod tests;
 
 use super::args::{Elements, ElementsMut};
 use super::elementwise::{Step, in_place};
+use super::scratch::{Arena, with_scratch};
+use bytemuck::{Pod, Zeroable};
 use few_rows::FewRows;
 use rayon::prelude::*;
-use smallvec::SmallVec;
 
 /// How the right factor is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,15 +35,14 @@ pub enum Zeros {
     Annihilate,
 }
 
-/// Where the factors and the product of one batch start, in elements.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// Where the factors of one product start, in elements. Products lie one after another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Zeroable, Pod)]
+#[repr(C)]
 pub struct BatchOffsets {
     /// In A; equal offsets broadcast.
     pub a: usize,
     /// In B; equal offsets broadcast.
     pub b: usize,
-    /// In C; the products do not overlap.
-    pub c: usize,
 }
 
 /// A batched product of contiguous matrices.
@@ -78,110 +78,73 @@ pub struct MatmulArgs<'a> {
 const fn few_rows(layout: RightLayout) -> usize {
     match layout {
         RightLayout::RowMajor => 8,
-        RightLayout::Transposed => 32,
+        RightLayout::Transposed => few_rows::MOST,
     }
 }
 
 /// Below this many multiplications a product is not worth two threads.
 const MIN_PARALLEL: usize = 1 << 18;
 
-/// Computes every product of `args` into `out`, `[m, n]` at each `c` offset.
+/// Computes every product of `args` into `out`, `[m, n]` one after another.
 ///
 /// # Panics
 ///
-/// When an offset reaches outside its slice, or products overlap.
+/// When an offset reaches outside its slice.
 pub fn matmul(args: &MatmulArgs, out: ElementsMut) {
-    if args.m * args.n * args.batches.len() == 0 {
+    let size = args.m * args.n;
+    if size * args.batches.len() == 0 {
         return;
     }
-    let (a, b) = (Single::of(args.a).scaled(args.alpha), Single::of(args.b));
-    let bias = args.bias.map(Single::of);
-    let args = &merge(args);
-    let size = args.m * args.n;
-    let product = Product { args, a: a.get(), b: b.get(), bias: bias.as_ref().map(Single::get) };
-    match out {
-        ElementsMut::F32(out) => product.all(pieces(args, out)),
-        mut out => {
-            let mut single = vec![0.0; size * args.batches.len()];
-            let in_order: Pieces<'_, '_> = args.batches.iter().zip(single.chunks_exact_mut(size)).collect();
-            product.all(in_order);
-            for (batch, single) in args.batches.iter().zip(single.chunks_exact(size)) {
-                out.write(batch.c, single);
+    let as_stored = if matches!(out, ElementsMut::F32(_)) { 0 } else { size * args.batches.len() };
+    // A product's factor is cheapest on A.
+    let operands = [(args.a, args.alpha), (args.b, 1.0), (args.bias.unwrap_or(Elements::F32(&[])), 1.0)];
+    let copied: usize = operands.iter().map(|&(elements, factor)| copied(elements, factor)).sum();
+    with_scratch(|lines| {
+        let mut arena = Arena::new(lines, 4 * (copied + as_stored), operands.len() + 1);
+        let [a, b, bias] = operands.map(|(elements, factor)| single(elements, factor, &mut arena));
+        let product = Product { args: &merge(args), a, b, bias: args.bias.map(|_| bias) };
+        match out {
+            ElementsMut::F32(out) => product.all(out),
+            mut out => {
+                let single: &mut [f32] = arena.take(as_stored);
+                product.all(single);
+                out.write(0, single);
             }
         }
-    }
+    });
 }
 
-/// Elements as f32: borrowed where they are stored so, converted otherwise.
-enum Single<'a> {
-    Borrowed(&'a [f32]),
-    Converted(Vec<f32>),
+/// How many of the elements are copied: all, unless they are stored as f32 and stay as they are.
+fn copied(elements: Elements, factor: f32) -> usize {
+    if matches!(elements, Elements::F32(_)) && factor == 1.0 { 0 } else { elements.len() }
 }
 
-impl<'a> Single<'a> {
-    fn of(elements: Elements<'a>) -> Self {
-        match elements {
-            Elements::F32(data) => Self::Borrowed(data),
-            _ => {
-                const CHUNK: usize = 1 << 15;
-                let mut data = vec![0.0; elements.len()];
-                let chunks = data.par_chunks_mut(CHUNK).enumerate();
-                chunks.for_each(|(index, out)| elements.read(index * CHUNK, out));
-                Self::Converted(data)
-            }
-        }
+/// Elements times a factor as f32, borrowed where nothing is [`copied`].
+fn single<'a>(elements: Elements<'a>, factor: f32, arena: &mut Arena<'a>) -> &'a [f32] {
+    const CHUNK: usize = 1 << 15;
+    if let (Elements::F32(data), 0) = (elements, copied(elements, factor)) {
+        return data;
     }
-
-    /// Times a factor; a product's factor is cheapest on A.
-    fn scaled(self, factor: f32) -> Self {
-        if factor == 1.0 {
-            return self;
+    let data: &mut [f32] = arena.take(elements.len());
+    data.par_chunks_mut(CHUNK).enumerate().for_each(|(index, out)| {
+        elements.read(index * CHUNK, out);
+        if factor != 1.0 {
+            out.iter_mut().for_each(|x| *x *= factor);
         }
-        let mut data = match self {
-            Self::Borrowed(data) => data.to_vec(),
-            Self::Converted(data) => data,
-        };
-        data.iter_mut().for_each(|x| *x *= factor);
-        Self::Converted(data)
-    }
-
-    fn get(&self) -> &[f32] {
-        match self {
-            Self::Borrowed(data) => data,
-            Self::Converted(data) => data,
-        }
-    }
+    });
+    data
 }
 
 /// Turns batches that share B and lie one after another into a single product with more rows.
 fn merge<'a>(args: &MatmulArgs<'a>) -> MatmulArgs<'a> {
     let first = args.batches[0];
-    let consecutive = args.batches.iter().enumerate().all(|(i, batch)| {
-        let (a, c) = (first.a + i * args.m * args.k, first.c + i * args.m * args.n);
-        *batch == BatchOffsets { a, b: first.b, c }
-    });
+    let follows =
+        |(i, batch): (usize, &BatchOffsets)| *batch == BatchOffsets { a: first.a + i * args.m * args.k, b: first.b };
+    let consecutive = args.batches.iter().enumerate().all(follows);
     match consecutive {
         true => MatmulArgs { m: args.m * args.batches.len(), batches: &args.batches[..1], ..*args },
         false => *args,
     }
-}
-
-/// Batches with their pieces of the output; most products are one batch, which takes no memory.
-type Pieces<'o, 'b> = SmallVec<[(&'b BatchOffsets, &'o mut [f32]); 1]>;
-
-/// Each batch with its piece of `out`.
-fn pieces<'o, 'b>(args: &MatmulArgs<'b>, out: &'o mut [f32]) -> Pieces<'o, 'b> {
-    let mut batches: SmallVec<[&BatchOffsets; 1]> = args.batches.iter().collect();
-    batches.sort_by_key(|batch| batch.c);
-    let (mut rest, mut start) = (out, 0);
-    let mut pieces = Pieces::with_capacity(batches.len());
-    for batch in batches {
-        let (_, tail) = rest.split_at_mut(batch.c - start);
-        let (piece, tail) = tail.split_at_mut(args.m * args.n);
-        pieces.push((batch, piece));
-        (rest, start) = (tail, batch.c + args.m * args.n);
-    }
-    pieces
 }
 
 /// The products of a call, in f32.
@@ -194,19 +157,23 @@ struct Product<'a> {
 
 impl Product<'_> {
     /// Spreads many products over threads, and lets few use all threads each.
-    fn all(&self, pieces: Pieces<'_, '_>) {
-        let work = self.args.m * self.args.n * self.args.k.max(1);
+    fn all(&self, out: &mut [f32]) {
+        let MatmulArgs { m, n, k, batches, .. } = *self.args;
+        let work = m * n * k.max(1);
         let threads = if work < MIN_PARALLEL { 1 } else { rayon::current_num_threads() };
-        if pieces.len() >= rayon::current_num_threads() && pieces.len() > 1 {
-            let pieces = pieces.into_vec().into_par_iter().with_min_len(MIN_PARALLEL.div_ceil(work));
-            pieces.for_each(|(batch, out)| self.one(*batch, out, 1));
+        if batches.len() >= rayon::current_num_threads() && batches.len() > 1 {
+            let pieces = out.par_chunks_exact_mut(m * n).zip(batches).enumerate();
+            let pieces = pieces.with_min_len(MIN_PARALLEL.div_ceil(work));
+            pieces.for_each(|(index, (out, batch))| self.one(index, *batch, out, 1));
         } else {
-            pieces.into_iter().for_each(|(batch, out)| self.one(*batch, out, threads));
+            let pieces = out.chunks_exact_mut(m * n).zip(batches).enumerate();
+            pieces.for_each(|(index, (out, batch))| self.one(index, *batch, out, threads));
         }
     }
 
-    fn one(&self, batch: BatchOffsets, out: &mut [f32], threads: usize) {
+    fn one(&self, index: usize, batch: BatchOffsets, out: &mut [f32], threads: usize) {
         let MatmulArgs { n, k, .. } = *self.args;
+        let first = index * out.len();
         for row in out.chunks_exact_mut(n) {
             match self.bias {
                 Some(bias) => row.copy_from_slice(bias),
@@ -216,7 +183,7 @@ impl Product<'_> {
         if k > 0 {
             self.add(batch, out, threads);
         }
-        in_place(self.args.steps, out, self.args.residual, batch.c, threads > 1);
+        in_place(self.args.steps, out, self.args.residual, first, threads > 1);
     }
 
     /// Adds the factors' product to `out`.
@@ -242,24 +209,24 @@ const SHORT: usize = 96;
 /// Adds the product to `out`, each thread computing some columns aside.
 fn by_columns(a: &[f32], b: &[f32], [m, n, k]: [usize; 3], layout: RightLayout, out: &mut [f32], threads: usize) {
     let columns = n.div_ceil(threads).next_multiple_of(64).min(n);
-    let firsts: Vec<usize> = (0..n).step_by(columns).collect();
-    let parts = firsts.into_par_iter().with_max_len(1).map(|first| {
-        let count = columns.min(n - first);
-        let mut part = vec![0.0; m * count];
-        let b = match layout {
-            RightLayout::RowMajor => &b[first..],
-            RightLayout::Transposed => &b[first * k..],
-        };
-        blocked(a, b, [m, count, k], n, layout, &mut part, 1);
-        (first, count, part)
-    });
-    for (first, count, part) in parts.collect::<Vec<_>>() {
-        for (row, part) in out.chunks_exact_mut(n).zip(part.chunks_exact(count)) {
-            for (x, y) in row[first..].iter_mut().zip(part) {
-                *x += y;
+    with_scratch(|lines| {
+        let parts: &mut [f32] = Arena::new(lines, 4 * m * n, 1).take(m * n);
+        parts.par_chunks_mut(m * columns).enumerate().with_max_len(1).for_each(|(index, part)| {
+            let b = match layout {
+                RightLayout::RowMajor => &b[index * columns..],
+                RightLayout::Transposed => &b[index * columns * k..],
+            };
+            part.fill(0.0);
+            blocked(a, b, [m, part.len() / m, k], n, layout, part, 1);
+        });
+        for (index, part) in parts.chunks(m * columns).enumerate() {
+            for (row, part) in out.chunks_exact_mut(n).zip(part.chunks_exact(part.len() / m)) {
+                for (x, y) in row[index * columns..].iter_mut().zip(part) {
+                    *x += y;
+                }
             }
         }
-    }
+    });
 }
 
 fn any_non_finite(values: &[f32], threads: usize) -> bool {

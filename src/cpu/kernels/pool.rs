@@ -5,10 +5,8 @@
 
 use super::args::{Elements, ElementsMut};
 use super::scratch::{Arena, with_scratch};
-use super::windows::{Axis, ImageLayout, lines_of};
+use super::windows::{Axis, ImageLayout, Lines};
 use pulp::Arch;
-use rayon::prelude::*;
-use std::ops::Range;
 
 /// Fewest taps worth a task of their own.
 const MIN_TAPS: usize = 1 << 14;
@@ -47,7 +45,7 @@ pub struct PoolArgs<'a> {
 }
 
 /// Computes `args` into `out`.
-pub fn pool2d(args: &PoolArgs, mut out: ElementsMut) {
+pub fn pool2d(args: &PoolArgs, out: ElementsMut) {
     if out.len() == 0 {
         return;
     }
@@ -56,39 +54,25 @@ pub fn pool2d(args: &PoolArgs, mut out: ElementsMut) {
     let inner = if args.layout == ImageLayout::Nhwc { args.channels } else { 1 };
     let line = columns.output * inner;
     let each = MIN_TAPS.div_ceil(line * rows.kernel * columns.kernel);
-    let tables = Tables::new(args);
-    let parts: Vec<(usize, ElementsMut)> = lines_of(&mut out, line, each);
-    let task = |(first, mut part): (usize, ElementsMut)| {
-        with_scratch(|scratch| {
-            let width = columns.input * inner;
-            let mut arena = Arena::new(scratch, 4 * (line + width), 2);
-            let (sums, source): (&mut [f32], &mut [f32]) = (arena.take(line), arena.take(width));
-            for index in 0..part.len() / line {
-                Arch::new().dispatch(|| pool_line(args, &tables, first + index, inner, sums, source));
-                part.write(index * line, sums);
-            }
+    with_scratch(|scratch| {
+        let mut arena = Arena::new(scratch, 4 * (rows.output + columns.output), 2);
+        let counts = args.axes.map(|axis| {
+            let counts: &mut [f32] = arena.take(axis.output);
+            counts.iter_mut().enumerate().for_each(|(window, count)| *count = counted(args.kind, &axis, window));
+            &*counts
         });
-    };
-    match parts.len() {
-        1 => parts.into_iter().for_each(task),
-        _ => parts.into_par_iter().for_each(task),
-    }
-}
-
-/// What depends on a tap or on a window alone.
-struct Tables {
-    /// For each tap of a row, the windows where it is in the image.
-    inside: Vec<Range<usize>>,
-    /// Taps that count, for each row and for each column of windows.
-    counts: [Vec<f32>; 2],
-}
-
-impl Tables {
-    fn new(args: &PoolArgs) -> Self {
-        let columns = args.axes[1];
-        let counts = args.axes.map(|axis| (0..axis.output).map(|window| counted(args.kind, &axis, window)).collect());
-        Self { inside: (0..columns.kernel).map(|tap| columns.inside(tap)).collect(), counts }
-    }
+        Lines { first: 0, length: line, data: out }.in_parts(each, &|Lines { first, data: mut part, .. }: Lines| {
+            with_scratch(|scratch| {
+                let width = columns.input * inner;
+                let mut arena = Arena::new(scratch, 4 * (line + width), 2);
+                let (sums, source): (&mut [f32], &mut [f32]) = (arena.take(line), arena.take(width));
+                for index in 0..part.len() / line {
+                    Arch::new().dispatch(|| pool_line(args, counts, first + index, inner, sums, source));
+                    part.write(index * line, sums);
+                }
+            });
+        });
+    });
 }
 
 fn counted(kind: PoolKind, axis: &Axis, window: usize) -> f32 {
@@ -101,8 +85,9 @@ fn counted(kind: PoolKind, axis: &Axis, window: usize) -> f32 {
     (0..axis.kernel).filter(counts).count() as f32
 }
 
+/// One line of windows; `counts` are the taps that count for each row and for each column of windows.
 #[inline(always)]
-fn pool_line(args: &PoolArgs, tables: &Tables, line: usize, inner: usize, sums: &mut [f32], source: &mut [f32]) {
+fn pool_line(args: &PoolArgs, counts: [&[f32]; 2], line: usize, inner: usize, sums: &mut [f32], source: &mut [f32]) {
     let [rows, columns] = args.axes;
     // An image in NHWC, one channel of an image in NCHW.
     let (plane, row) = (line / rows.output, line % rows.output);
@@ -116,7 +101,8 @@ fn pool_line(args: &PoolArgs, tables: &Tables, line: usize, inner: usize, sums: 
             sums[0] = if maximum { largest(sums[0], &source[..last]) } else { sums[0] + sum_of(&source[..last]) };
             continue;
         }
-        for (tap, inside) in tables.inside.iter().enumerate().filter(|(_, inside)| !inside.is_empty()) {
+        let taps = (0..columns.kernel).map(|tap| (tap, columns.inside(tap)));
+        for (tap, inside) in taps.filter(|(_, inside)| !inside.is_empty()) {
             let left = inside.start * columns.stride + tap * columns.dilation - columns.before;
             let sums = &mut sums[inside.start * inner..inside.end * inner];
             match (columns.stride, maximum) {
@@ -140,8 +126,8 @@ fn pool_line(args: &PoolArgs, tables: &Tables, line: usize, inner: usize, sums: 
         }
     }
     if !maximum {
-        for (sums, count) in sums.chunks_exact_mut(inner).zip(&tables.counts[1]) {
-            let count = count * tables.counts[0][row];
+        for (sums, count) in sums.chunks_exact_mut(inner).zip(counts[1]) {
+            let count = count * counts[0][row];
             sums.iter_mut().for_each(|sum| *sum /= count);
         }
     }

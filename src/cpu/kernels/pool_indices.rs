@@ -3,7 +3,9 @@
 //! A task owns some lines of the output, a line being one row of windows, and fills a line tap by tap.
 
 use super::args::Elements;
+use super::scratch::{Arena, with_scratch};
 use super::windows::{Axis, ImageLayout};
+use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 /// Fewest taps worth a task of their own.
@@ -25,7 +27,8 @@ pub struct PoolIndicesArgs<'a> {
 }
 
 /// The largest element of a window so far, and where it is.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Zeroable, Pod)]
+#[repr(C)]
 struct Winner {
     value: f32,
     position: u32,
@@ -45,15 +48,17 @@ pub fn max_pool_indices(args: &PoolIndicesArgs, out: &mut [u32]) {
     let line = columns.output * inner;
     let each = MIN_TAPS.div_ceil(line * rows.kernel * columns.kernel);
     out.par_chunks_mut(each * line).enumerate().for_each(|(part, out)| {
-        let mut source = vec![0.0; columns.input * inner];
-        let mut winners = vec![NONE; line];
-        for (index, out) in out.chunks_exact_mut(line).enumerate() {
-            winners.fill(NONE);
-            pool_line(args, part * each + index, inner, &mut winners, &mut source);
-            for (number, winner) in out.iter_mut().zip(&winners) {
-                *number = args.numbers.map_or(winner.position, |numbers| numbers[winner.position as usize]);
+        with_scratch(|lines| {
+            let mut arena = Arena::new(lines, 4 * columns.input * inner + size_of::<Winner>() * line, 2);
+            let (source, winners) = (arena.take(columns.input * inner), arena.take(line));
+            for (index, out) in out.chunks_exact_mut(line).enumerate() {
+                winners.fill(NONE);
+                pool_line(args, part * each + index, inner, winners, source);
+                for (number, winner) in out.iter_mut().zip(&*winners) {
+                    *number = args.numbers.map_or(winner.position, |numbers| numbers[winner.position as usize]);
+                }
             }
-        }
+        });
     });
 }
 

@@ -4,6 +4,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::args::{Elements, ElementsMut};
+use super::scratch::{Arena, with_scratch};
 
 /// Fewest elements worth a task of their own.
 const MIN_ELEMENTS: usize = 1 << 13;
@@ -22,9 +23,9 @@ pub fn quantise(x: Elements<'_>, levels: &mut [i8], scales: &mut [f32]) {
         return scales.fill(0.0);
     }
     let rows = levels.par_chunks_exact_mut(width).zip(scales).enumerate();
-    rows.with_min_len(MIN_ELEMENTS.div_ceil(width)).for_each_init(
-        || vec![0.0; width],
-        |wide, (row, (levels, scale))| {
+    rows.with_min_len(MIN_ELEMENTS.div_ceil(width)).for_each(|(row, (levels, scale))| {
+        with_scratch(|lines| {
+            let wide: &mut [f32] = Arena::new(lines, 4 * width, 1).take(width);
             x.read(row * width, wide);
             let largest = wide.iter().fold(0.0_f32, |largest, x| largest.max(x.abs()));
             let fit = wide.iter().all(|x| x.is_finite());
@@ -32,8 +33,8 @@ pub fn quantise(x: Elements<'_>, levels: &mut [i8], scales: &mut [f32]) {
             let level = |x: f32| (x / *scale).round_ties_even().clamp(-127.0, 127.0) as i8;
             let zero = !fit || *scale == 0.0;
             wide.iter().zip(levels).for_each(|(&x, out)| *out = if zero { 0 } else { level(x) });
-        },
-    );
+        });
+    });
 }
 
 /// Element = level × scale of its row.

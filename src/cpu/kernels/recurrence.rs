@@ -99,7 +99,7 @@ pub fn carried(states: &[f32], weights: Elements, [m, k, n]: [usize; 3], out: &m
         b: weights,
         layout: RightLayout::RowMajor,
         bias: None,
-        batches: &[BatchOffsets { a: 0, b: 0, c: 0 }],
+        batches: &[BatchOffsets { a: 0, b: 0 }],
         zeros: Zeros::Multiply,
         steps: &[],
         residual: None,

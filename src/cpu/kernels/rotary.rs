@@ -2,6 +2,7 @@
 
 use super::args::{Elements, ElementsMut};
 use super::rms_norm::{Norm, each_row};
+use super::scratch::{Arena, with_scratch};
 
 /// Turns pairs of a row's elements by the angles of its position.
 #[derive(Debug, Clone, Copy)]
@@ -24,11 +25,13 @@ impl Turn<'_> {
         if let (Elements::F32(cosines), Elements::F32(sines)) = (cosines, sines) {
             return self.turn(&cosines[at..][..pairs], &sines[at..][..pairs], row);
         }
-        let mut wide = vec![0.0; 2 * pairs];
-        let (wide_cosines, wide_sines) = wide.split_at_mut(pairs);
-        cosines.read(at, wide_cosines);
-        sines.read(at, wide_sines);
-        self.turn(wide_cosines, wide_sines, row);
+        with_scratch(|lines| {
+            let mut arena = Arena::new(lines, 8 * pairs, 2);
+            let (wide_cosines, wide_sines): (&mut [f32], &mut [f32]) = (arena.take(pairs), arena.take(pairs));
+            cosines.read(at, wide_cosines);
+            sines.read(at, wide_sines);
+            self.turn(wide_cosines, wide_sines, row);
+        });
     }
 
     fn turn(&self, cosines: &[f32], sines: &[f32], row: &mut [f32]) {

@@ -1,7 +1,7 @@
 //! Working memory of a task, kept per thread so that a task allocates nothing once its thread is warm.
 
 use bytemuck::{Pod, Zeroable};
-use std::cell::Cell;
+use std::cell::RefCell;
 
 /// One cache line. Vectors carved from lines start on a line, so no vector load crosses one.
 #[derive(Clone, Copy, Zeroable, Pod)]
@@ -9,16 +9,17 @@ use std::cell::Cell;
 pub struct Line([f32; 16]);
 
 thread_local! {
-    static LINES: Cell<Vec<Line>> = const { Cell::new(Vec::new()) };
+    /// Of tasks inside others, the innermost first.
+    static KEPT: RefCell<Vec<Vec<Line>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Calls `task` with this thread's working memory, whose contents are left over from earlier tasks.
 ///
 /// A task that runs inside another on the same thread gets memory of its own.
 pub fn with_scratch<R>(task: impl FnOnce(&mut Vec<Line>) -> R) -> R {
-    let mut lines = LINES.take();
+    let mut lines = KEPT.with_borrow_mut(Vec::pop).unwrap_or_default();
     let result = task(&mut lines);
-    LINES.set(lines);
+    KEPT.with_borrow_mut(|kept| kept.push(lines));
     result
 }
 
@@ -68,6 +69,11 @@ mod tests {
             Arena::new(outer, 64, 0).take::<f32>(4).fill(1.0);
             with_scratch(|inner| Arena::new(inner, 64, 0).take::<f32>(4).fill(2.0));
             assert_eq!(Arena::new(outer, 64, 0).take::<f32>(4), [1.0; 4]);
+        });
+        // Each finds its own again.
+        with_scratch(|outer| {
+            assert_eq!(Arena::new(outer, 64, 0).take::<f32>(4), [1.0; 4]);
+            with_scratch(|inner| assert_eq!(Arena::new(inner, 64, 0).take::<f32>(4), [2.0; 4]));
         });
     }
 }

@@ -4,6 +4,7 @@
 
 use super::args::{Masking, Packed};
 use crate::mask::Band;
+use std::cell::Cell;
 use std::ops::Range;
 
 /// One sequence. Its queries and keys count from zero.
@@ -42,31 +43,45 @@ impl Sequence {
     }
 }
 
+thread_local! {
+    /// Memory of the last call, so that the next one on this thread allocates nothing.
+    static KEPT: Cell<Vec<Sequence>> = const { Cell::new(Vec::new()) };
+}
+
+/// Calls `task` with the [`sequences`] of a problem.
+pub fn with_sequences<R>(masking: &Masking, batch: usize, rows: [usize; 2], task: impl FnOnce(&[Sequence]) -> R) -> R {
+    let mut kept = KEPT.take();
+    kept.clear();
+    kept.extend(sequences(masking, batch, rows));
+    let result = task(&kept);
+    KEPT.set(kept);
+    result
+}
+
 /// The sequences of a batch, or those that are packed, in order. No two have a row of q in common.
-pub fn sequences(masking: &Masking, batch: usize, [seq_q, seq_kv]: [usize; 2]) -> Vec<Sequence> {
-    let Some(Packed { q_starts, kv_starts }) = masking.packed else {
-        return (0..batch)
-            .map(|index| {
-                let queries = existing(masking.q_lengths, index, seq_q);
-                let place = Place { batch: index, rows: 0..queries };
-                let keys = Place { batch: index, rows: 0..existing(masking.lengths, index, seq_kv) };
-                sequence(masking, index, place, 0, keys)
-            })
-            .collect();
+pub fn sequences(masking: &Masking, batch: usize, [seq_q, seq_kv]: [usize; 2]) -> impl Iterator<Item = Sequence> {
+    let kv_starts = masking.packed.and_then(|packed| packed.kv_starts);
+    let count = match masking.packed {
+        None => batch,
+        Some(Packed { q_starts, .. }) => {
+            kv_starts.map_or(q_starts.len(), |starts| starts.len().min(q_starts.len())).saturating_sub(1)
+        }
     };
-    let count = kv_starts.map_or(q_starts.len(), |kv_starts| kv_starts.len().min(q_starts.len())).saturating_sub(1);
     let mut passed = 0;
-    let sequence = |index| {
-        let queries = Place { batch: 0, rows: between(q_starts, index, seq_q) };
+    (0..count).map(move |index| {
         let keys = match kv_starts {
             Some(starts) => Place { batch: 0, rows: between(starts, index, seq_kv) },
             None => Place { batch: index, rows: 0..existing(masking.lengths, index, seq_kv) },
         };
+        let Some(Packed { q_starts, .. }) = masking.packed else {
+            let queries = Place { batch: index, rows: 0..existing(masking.q_lengths, index, seq_q) };
+            return sequence(masking, index, queries, 0, keys);
+        };
+        let queries = Place { batch: 0, rows: between(q_starts, index, seq_q) };
         let others = passed;
         passed = passed.max(queries.rows.end);
         sequence(masking, index, queries, others, keys)
-    };
-    (0..count).map(sequence).collect()
+    })
 }
 
 /// Rows of one batch element.
@@ -108,8 +123,7 @@ mod tests {
 
     fn packed(q_starts: &[u32], kv_starts: Option<&[u32]>) -> Vec<(Range<usize>, usize, Range<usize>)> {
         let masking = Masking { packed: Some(Packed { q_starts, kv_starts }), ..Masking::NONE };
-        let all = sequences(&masking, 0, [10, 20]);
-        all.into_iter().map(|s| (s.rows(), s.q_row, s.kv_row..s.kv_row + s.keys)).collect()
+        sequences(&masking, 0, [10, 20]).map(|s| (s.rows(), s.q_row, s.kv_row..s.kv_row + s.keys)).collect()
     }
 
     #[test]
@@ -132,7 +146,7 @@ mod tests {
     fn lengths_stay_inside() {
         let lengths = [7, u32::MAX];
         let masking = Masking { lengths: Some(&lengths), q_lengths: Some(&lengths[1..]), ..Masking::NONE };
-        let one = sequences(&masking, 1, [5, 9]).remove(0);
+        let one = sequences(&masking, 1, [5, 9]).next().unwrap();
         assert_eq!((one.queries, one.keys), (0..5, 7));
     }
 }

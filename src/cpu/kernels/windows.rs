@@ -54,17 +54,28 @@ impl Axis {
     }
 }
 
-/// Cuts an output into parts of `each` lines of `line` elements, numbered by their first line.
-pub fn lines_of<'a>(out: &'a mut ElementsMut<'_>, line: usize, each: usize) -> Vec<(usize, ElementsMut<'a>)> {
-    let (mut rest, mut first) = (out.part(0, out.len()), 0);
-    let mut parts = Vec::new();
-    while rest.len() > 0 {
-        let count = (each * line).min(rest.len());
-        let (part, tail) = rest.split_at(count);
-        parts.push((first, part));
-        (rest, first) = (tail, first + each);
+/// Lines of an output.
+pub struct Lines<'a> {
+    /// Number of the first.
+    pub first: usize,
+    /// Elements of each.
+    pub length: usize,
+    /// All of them.
+    pub data: ElementsMut<'a>,
+}
+
+impl Lines<'_> {
+    /// Calls `work` with parts of `each` lines, halves of the output side by side.
+    pub fn in_parts(self, each: usize, work: &(impl Fn(Lines<'_>) + Sync)) {
+        let parts = self.data.len().div_ceil(each * self.length);
+        if parts < 2 {
+            return work(self);
+        }
+        let count = parts / 2 * each;
+        let (data, others) = self.data.split_at(count * self.length);
+        let rest = Lines { first: self.first + count, length: self.length, data: others };
+        rayon::join(|| Lines { data, ..self }.in_parts(each, work), || rest.in_parts(each, work));
     }
-    parts
 }
 
 #[cfg(test)]

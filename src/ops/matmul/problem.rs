@@ -39,7 +39,7 @@ impl Problem {
                     b += rest % size * b_stride;
                     rest /= size;
                 }
-                kernel::BatchOffsets { a, b, c: product * self.m * self.n }
+                kernel::BatchOffsets { a, b }
             })
             .collect()
     }

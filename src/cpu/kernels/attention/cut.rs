@@ -18,8 +18,9 @@ const TILE_ROWS: usize = 48;
 const SPLIT_KEYS: usize = 512;
 
 /// Rows of one key head of a sequence that one job, or one job for each part of their keys, has.
-pub struct Block<'a> {
-    pub sequence: &'a Sequence,
+pub struct Block {
+    /// Among all.
+    pub sequence: usize,
     pub kv_head: usize,
     /// Among the rows of the query heads that share the key head.
     pub first_row: usize,
@@ -30,7 +31,7 @@ pub struct Block<'a> {
     pub parts: usize,
 }
 
-impl Block<'_> {
+impl Block {
     /// Keys of one part.
     pub fn part(&self, part: usize) -> Range<usize> {
         let each = self.keys.len().div_ceil(self.parts);
@@ -44,14 +45,14 @@ impl Block<'_> {
     }
 }
 
-/// All rows of a problem, last ones first: causal jobs grow with the row, and starting the long ones early leaves short
-/// ones to fill the end.
-pub fn blocks<'a>(args: &AttentionArgs, sequences: &'a [Sequence], threads: usize) -> Vec<Block<'a>> {
+/// All rows of a problem, last ones first, in the place of what `blocks` held: causal jobs grow with the row, and starting
+/// the long ones early leaves short ones to fill the end.
+pub fn into_blocks(args: &AttentionArgs, sequences: &[Sequence], threads: usize, blocks: &mut Vec<Block>) {
     let AttentionShape { heads, kv_heads, .. } = args.shape;
     let group_rows = |sequence: &Sequence| heads / kv_heads * sequence.queries.len();
     let all_rows = sequences.iter().map(|sequence| kv_heads * group_rows(sequence)).sum::<usize>();
-    let mut blocks = Vec::new();
-    for sequence in sequences.iter().rev() {
+    blocks.clear();
+    for (index, sequence) in sequences.iter().enumerate().rev() {
         let group_rows = group_rows(sequence);
         if group_rows == 0 {
             continue;
@@ -69,12 +70,11 @@ pub fn blocks<'a>(args: &AttentionArgs, sequences: &'a [Sequence], threads: usiz
                 let share = args.share.keys(sequence.keys);
                 let start = seen.start.max(share.start);
                 let keys = start..seen.end.min(share.end).max(start);
-                blocks.push(Block { sequence, kv_head, first_row, rows, keys, parts: 1 });
+                blocks.push(Block { sequence: index, kv_head, first_row, rows, keys, parts: 1 });
             }
         }
     }
-    split_keys(&mut blocks, threads);
-    blocks
+    split_keys(blocks, threads);
 }
 
 /// Splits the keys of blocks that would keep one thread busy while others have nothing to do: where there are fewer

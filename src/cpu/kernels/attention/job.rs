@@ -9,7 +9,7 @@ use crate::mask::Fill;
 use std::ops::Range;
 
 /// The rows `first_row..first_row + rows` of the group of query heads that read `kv_head`, in (head, query) order.
-pub struct Job<'a> {
+pub struct Job<'a, 'o> {
     pub args: &'a AttentionArgs<'a>,
     pub sequence: &'a Sequence,
     pub kv_head: usize,
@@ -17,10 +17,10 @@ pub struct Job<'a> {
     pub rows: usize,
     /// Those to visit, all of which exist.
     pub keys: Range<usize>,
-    pub destination: Destination<'a>,
+    pub destination: Destination<'a, 'o>,
 }
 
-impl Job<'_> {
+impl Job<'_, '_> {
     /// Query head and query of row `row` of the job.
     #[inline(always)]
     pub fn head_and_query(&self, row: usize) -> (usize, usize) {
@@ -114,9 +114,9 @@ impl Job<'_> {
 }
 
 /// Where the rows of a job go.
-pub enum Destination<'a> {
+pub enum Destination<'a, 'o> {
     /// Divided by the sum of weights, into the output.
-    Results(Results<'a>),
+    Results(Results<'a, 'o>),
     /// `[rows, 2 + head_dim_v]`: maximum, sum of weights and undivided output, for [`combine`].
     Partial(&'a mut [f32]),
 }

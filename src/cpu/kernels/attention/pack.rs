@@ -132,10 +132,14 @@ pub fn any_non_finite(values: &[f32]) -> bool {
     any
 }
 
-/// Replaces the NaNs and infinities of the first `count` keys of each strip by zeros, and lists them.
+/// Replaces the NaNs and infinities of the first `count` keys of each strip by zeros, and lists them in `found`.
 #[inline(always)]
-pub fn take_non_finite<const N: usize>(strips: &mut [[f32; N]], count: usize, block: usize) -> Vec<NonFinite> {
-    let mut found = Vec::new();
+pub fn take_non_finite<const N: usize>(
+    strips: &mut [[f32; N]],
+    count: usize,
+    block: usize,
+    found: &mut Vec<NonFinite>,
+) {
     for (strip, values) in strips.chunks_mut(block).enumerate() {
         let values = &mut values[..count];
         if !any_non_finite(values.as_flattened()) {
@@ -150,5 +154,4 @@ pub fn take_non_finite<const N: usize>(strips: &mut [[f32; N]], count: usize, bl
             }
         }
     }
-    found
 }

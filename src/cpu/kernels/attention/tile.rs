@@ -7,13 +7,15 @@
 //! registers. A job packs each key block once for all its tiles.
 
 use super::job::Job;
-use super::pack::{self, DEPTH, NonFinite};
-use super::tile_mask::{self, Bounds, Masks, TileSlopes};
+use super::pack::{self, DEPTH};
+use super::tile_mask::{Bounds, Masks, NonFinites, TileSlopes};
 use crate::cpu::kernels::args::ElementsMut;
 use crate::cpu::kernels::exp::exp;
 use crate::cpu::kernels::mask;
 use crate::cpu::kernels::scratch::{Arena, Line};
 use pulp::{Simd, WithSimd};
+use smallvec::SmallVec;
+use std::cell::Cell;
 use std::ops::Range;
 
 /// Keys of a block: the scores of a tile, `KEYS` × 48 × 4 bytes, stay in the first-level cache.
@@ -26,13 +28,21 @@ const STRIP: usize = KEYS + 2;
 /// Most row vectors of a tile.
 const VECTORS: usize = 3;
 
+/// Tiles that need no memory from the heap: those of the largest job on vectors of four lanes and more.
+const FEW: usize = 32;
+
+thread_local! {
+    /// Memory of the last job, so that the next one on this thread allocates nothing.
+    static KEPT: Cell<NonFinites> = Cell::default();
+}
+
 /// Runs a job by tiles.
-pub struct Tiles<'a, 's> {
-    pub job: Job<'a>,
+pub struct Tiles<'a, 'o, 's> {
+    pub job: Job<'a, 'o>,
     pub scratch: &'s mut Vec<Line>,
 }
 
-impl WithSimd for Tiles<'_, '_> {
+impl WithSimd for Tiles<'_, '_, '_> {
     type Output = ();
 
     #[inline(always)]
@@ -70,7 +80,7 @@ struct Block<'a, S: Simd, const N: usize> {
     first_key: usize,
     keys: &'a mut [[[f32; DEPTH]; N]],
     values: &'a mut [[f32; N]],
-    non_finite: Vec<NonFinite>,
+    non_finite: NonFinites,
     /// `[KEYS][vectors]`.
     scores: &'a mut [S::f32s],
     /// `[KEYS][vectors]`: bias of each score.
@@ -94,12 +104,12 @@ fn run<S: Simd, const N: usize>(simd: S, task: Tiles) {
         first_key: 0,
         keys: arena.take(KEYS / N * depth / DEPTH),
         values: arena.take(STRIP * width / N),
-        non_finite: Vec::new(),
+        non_finite: KEPT.take(),
         scores: arena.take(KEYS * VECTORS),
         bias: arena.take(KEYS * VECTORS),
         row: arena.take(row_len),
     };
-    let mut tiles = Vec::with_capacity(tile_count);
+    let mut tiles: SmallVec<[Tile<S>; FEW]> = SmallVec::new();
     for first_row in (0..job.rows).step_by(tile_rows) {
         let rows = tile_rows.min(job.rows - first_row);
         tiles.push(new_tile::<S, N>(simd, &job, first_row..first_row + rows, &mut arena, block.row));
@@ -125,9 +135,10 @@ fn run<S: Simd, const N: usize>(simd: S, task: Tiles) {
             }
         }
     }
-    for tile in tiles {
+    for tile in &mut tiles {
         finish(simd, &mut job, tile, block.row);
     }
+    KEPT.set(block.non_finite);
 }
 
 /// How many of the first `count` keys of a block, from the first on, the tile has to visit: under `Assign` masked keys
@@ -195,9 +206,9 @@ fn load_block<S: Simd, const N: usize>(job: &Job, block: &mut Block<S, N>, tiles
     // Values keep their NaNs under `Assign`, where a masked score stays in the softmax; a bias of negative infinity
     // still excludes there.
     let excludes = fill == f32::NEG_INFINITY || job.args.masking.bias.is_some();
-    block.non_finite.clear();
+    block.non_finite.found.clear();
     if masked && excludes {
-        block.non_finite = pack::take_non_finite(block.values, count, STRIP);
+        pack::take_non_finite(block.values, count, STRIP, &mut block.non_finite.found);
     }
 }
 
@@ -224,7 +235,7 @@ fn step<S: Simd, const R: usize, const N: usize>(
     let (bounds, slopes) = (&tile.bounds, tile.slopes.as_ref());
     let masks = Masks { job, rows, bounds, slopes, first_key: block.first_key, fill };
     masks.apply(simd, &mut block.row[..count], bytemuck::cast_slice_mut(&mut block.bias[..KEYS * R]), scores);
-    let visible = tile_mask::visible_scores::<S, R>(&block.non_finite, scores);
+    block.non_finite.see::<S, R>(scores);
     let rescale = softmax::<S, R>(simd, &mut tile.max, &mut tile.sum, scores);
     let strips = block.values.chunks_exact(STRIP);
     let out: &mut [[S::f32s; R]] = bytemuck::cast_slice_mut(tile.out);
@@ -232,11 +243,11 @@ fn step<S: Simd, const R: usize, const N: usize>(
     for (strip, out) in strips.zip(out_strips) {
         *out = accumulate(simd, scores, &strip[..count], &rescale, out);
     }
-    if !block.non_finite.is_empty() {
+    if !block.non_finite.found.is_empty() {
         let lanes = R * S::F32_LANES;
         let weights: &[f32] = bytemuck::cast_slice(scores);
         let out: &mut [f32] = bytemuck::cast_slice_mut(tile.out);
-        tile_mask::add_visible(&block.non_finite, &visible, weights, lanes, out);
+        block.non_finite.add_visible(weights, lanes, out);
     }
 }
 
@@ -326,7 +337,7 @@ fn softmax<S: Simd, const R: usize>(
 
 /// Hands the rows of a finished tile to their destination.
 #[inline(always)]
-fn finish<S: Simd>(simd: S, job: &mut Job, tile: Tile<S>, row_f32: &mut [f32]) {
+fn finish<S: Simd>(simd: S, job: &mut Job, tile: &mut Tile<S>, row_f32: &mut [f32]) {
     let lanes = tile.vectors * S::F32_LANES;
     let width = job.args.shape.head_dim_v;
     let max: &[f32] = bytemuck::cast_slice(&tile.max);

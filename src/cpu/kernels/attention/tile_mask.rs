@@ -7,8 +7,8 @@ use pulp::Simd;
 use std::ops::Range;
 
 /// What happens to the scores of a tile against keys from `first_key` on.
-pub struct Masks<'a> {
-    pub job: &'a Job<'a>,
+pub struct Masks<'a, 'j, 'o> {
+    pub job: &'a Job<'j, 'o>,
     /// Of the job.
     pub rows: Range<usize>,
     pub bounds: &'a Bounds<'a>,
@@ -17,7 +17,7 @@ pub struct Masks<'a> {
     pub fill: f32,
 }
 
-impl Masks<'_> {
+impl Masks<'_, '_, '_> {
     /// Caps the scores, subtracts slopes, adds the bias and masks. `row_f32` has room for a row of scores, `bias` for
     /// all of them.
     #[inline(always)]
@@ -212,26 +212,36 @@ fn mask_from<S: Simd, const R: usize>(
     }
 }
 
-/// For each non-finite value, whether each row sees its key.
-pub fn visible_scores<S: Simd, const R: usize>(non_finite: &[NonFinite], scores: &[[S::f32s; R]]) -> Vec<bool> {
-    let lanes = R * S::F32_LANES;
-    let flat: &[f32] = bytemuck::cast_slice(scores);
-    let mut visible = Vec::with_capacity(non_finite.len() * lanes);
-    for entry in non_finite {
-        match flat.chunks_exact(lanes).nth(entry.key) {
-            Some(row) => visible.extend(row.iter().map(|&score| score != f32::NEG_INFINITY)),
-            // Behind the last key that this tile can see.
-            None => visible.resize(visible.len() + lanes, false),
-        }
-    }
-    visible
+/// Values of a block that are not finite, and which rows of a tile see their keys.
+#[derive(Default)]
+pub struct NonFinites {
+    pub found: Vec<NonFinite>,
+    /// `[found][lanes]`.
+    visible: Vec<bool>,
 }
 
-/// Adds the products of non-finite values and the weights of the rows that see them.
-pub fn add_visible(non_finite: &[NonFinite], visible: &[bool], weights: &[f32], lanes: usize, out: &mut [f32]) {
-    for (entry, visible) in non_finite.iter().zip(visible.chunks_exact(lanes)) {
-        for lane in (0..lanes).filter(|&lane| visible[lane]) {
-            out[entry.column * lanes + lane] += weights[entry.key * lanes + lane] * entry.value;
+impl NonFinites {
+    /// Notes whether each row sees the key of each value.
+    #[inline(always)]
+    pub fn see<S: Simd, const R: usize>(&mut self, scores: &[[S::f32s; R]]) {
+        let lanes = R * S::F32_LANES;
+        let flat: &[f32] = bytemuck::cast_slice(scores);
+        self.visible.clear();
+        for entry in &self.found {
+            match flat.chunks_exact(lanes).nth(entry.key) {
+                Some(row) => self.visible.extend(row.iter().map(|&score| score != f32::NEG_INFINITY)),
+                // Behind the last key that this tile can see.
+                None => self.visible.resize(self.visible.len() + lanes, false),
+            }
+        }
+    }
+
+    /// Adds the products of the values and the weights of the rows that see them.
+    pub fn add_visible(&self, weights: &[f32], lanes: usize, out: &mut [f32]) {
+        for (entry, visible) in self.found.iter().zip(self.visible.chunks_exact(lanes)) {
+            for lane in (0..lanes).filter(|&lane| visible[lane]) {
+                out[entry.column * lanes + lane] += weights[entry.key * lanes + lane] * entry.value;
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::cpu::kernels::exp::exp;
 use crate::cpu::kernels::scratch::{Arena, Line};
 use crate::cpu::kernels::{mask, tanh};
 use pulp::{Simd, WithSimd};
+use smallvec::SmallVec;
 use std::ops::Range;
 
 /// Keys of a block: a key block and a value block stay in the second-level cache while they are used.
@@ -20,12 +21,12 @@ const KEYS: usize = 128;
 const COLUMNS: usize = 4;
 
 /// Runs a job by vectors.
-pub struct Vectors<'a, 's> {
-    pub job: Job<'a>,
+pub struct Vectors<'a, 'o, 's> {
+    pub job: Job<'a, 'o>,
     pub scratch: &'s mut Vec<Line>,
 }
 
-impl WithSimd for Vectors<'_, '_> {
+impl WithSimd for Vectors<'_, '_, '_> {
     type Output = ();
 
     #[inline(always)]
@@ -61,6 +62,8 @@ struct Buffers<'a, const R: usize> {
     bias: &'a mut [f32],
     /// 0, 1, 2, …
     keys: &'a mut [f32],
+    /// `[R][KEYS]`: one where a row sees a key.
+    visible: &'a mut [u8],
 }
 
 #[inline(always)]
@@ -70,8 +73,8 @@ fn run<S: Simd, const R: usize>(simd: S, task: Vectors) {
     let depth = shape.head_dim.next_multiple_of(S::F32_LANES);
     let width = shape.head_dim_v.next_multiple_of(S::F32_LANES);
     let groups = job.rows.div_ceil(R);
-    let floats = KEYS * (depth + width + 2 * R + 2) + groups * R * (depth + width);
-    let mut arena = Arena::new(scratch, 4 * floats, 6 + 2 * groups);
+    let floats = KEYS * (depth + width + 3 * R + 2) + groups * R * (depth + width);
+    let mut arena = Arena::new(scratch, 4 * floats, 7 + 2 * groups);
     let key_copy: &mut [f32] = arena.take(KEYS * depth);
     let value_copy: &mut [f32] = arena.take(KEYS * width);
     let mut buffers = Buffers::<R> {
@@ -79,15 +82,16 @@ fn run<S: Simd, const R: usize>(simd: S, task: Vectors) {
         weights: arena.take(KEYS),
         bias: arena.take(KEYS),
         keys: arena.take(KEYS),
+        visible: arena.take(KEYS * R),
     };
     for (key, x) in buffers.keys.iter_mut().enumerate() {
         *x = key as f32;
     }
-    let mut row_groups = Vec::with_capacity(groups);
+    let mut row_groups: SmallVec<[RowGroup<S, R>; 2]> = SmallVec::new();
     for first_row in (0..job.rows).step_by(R) {
         let q = arena.take(depth / S::F32_LANES);
         let out = arena.take(width / S::F32_LANES);
-        row_groups.push(new_group::<S, R>(simd, &job, first_row, q, out));
+        row_groups.push(new_group(simd, &job, first_row, [q, out], key_copy));
     }
     let fill = mask::fill_value(job.args.masking.fill);
     let open = open_keys(&job, fill);
@@ -139,18 +143,17 @@ fn new_group<'a, S: Simd, const R: usize>(
     simd: S,
     job: &Job,
     first_row: usize,
-    q: &'a mut [[S::f32s; R]],
-    out: &'a mut [[S::f32s; R]],
+    [q, out]: [&'a mut [[S::f32s; R]]; 2],
+    row_f32: &mut [f32],
 ) -> RowGroup<'a, S, R> {
     let rows = R.min(job.rows - first_row);
     let zero = [simd.splat_f32s(0.0); R];
     q.fill(zero);
     out.fill(zero);
     let flat: &mut [f32] = bytemuck::cast_slice_mut(q);
-    let mut row_f32 = vec![0.0; job.args.shape.head_dim];
     for row in 0..rows {
         let (head, query) = job.head_and_query(first_row + row);
-        let query = job.query(head, query, &mut row_f32);
+        let query = job.query(head, query, row_f32);
         for (vector, chunk) in query.chunks(S::F32_LANES).enumerate() {
             for (to, x) in flat[(vector * R + row) * S::F32_LANES..].iter_mut().zip(chunk) {
                 *to = x * job.args.scale;
@@ -359,14 +362,16 @@ fn accumulate_visible<S: Simd, const R: usize>(
     count: usize,
     buffers: &mut Buffers<R>,
 ) {
-    let visible: Vec<bool> = buffers.scores.iter().map(|&s| s != f32::NEG_INFINITY).collect();
+    for (visible, &score) in buffers.visible.iter_mut().zip(buffers.scores.iter()) {
+        *visible = u8::from(score != f32::NEG_INFINITY);
+    }
     let rescale = softmax(simd, group, count, buffers);
     let out: &mut [f32] = bytemuck::cast_slice_mut(group.out);
     for (i, x) in out.iter_mut().enumerate() {
         let (vector, lane) = (i / S::F32_LANES, i % S::F32_LANES);
         let (row, column) = (vector % R, vector / R * S::F32_LANES + lane);
         *x *= rescale[row];
-        for key in (0..count).filter(|key| visible[row * KEYS + key]) {
+        for key in (0..count).filter(|key| buffers.visible[row * KEYS + key] == 1) {
             *x += buffers.weights[key][row] * values.row(key)[column];
         }
     }

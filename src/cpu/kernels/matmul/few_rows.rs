@@ -2,7 +2,7 @@
 
 use super::RightLayout;
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
+use smallvec::SmallVec;
 
 /// Rows of B that a step takes together: enough for independent sums, few enough to stay in the first-level cache.
 const STEP: usize = 4;
@@ -25,28 +25,37 @@ pub struct FewRows<'a> {
 
 /// Adds the product to `out`, its columns spread over `threads`.
 pub fn spread(factors: FewRows, out: &mut [f32], threads: usize) {
-    let arch = Arch::new();
-    let columns = factors.n.div_ceil(threads).next_multiple_of(MIN_COLUMNS).min(factors.n);
-    let mut tasks: Vec<Columns> =
-        (0..factors.n).step_by(columns).map(|first| Columns { factors, first, out: Vec::new() }).collect();
-    for row in out.chunks_exact_mut(factors.n) {
-        for (task, piece) in tasks.iter_mut().zip(row.chunks_mut(columns)) {
-            task.out.push(piece);
-        }
-    }
-    if tasks.len() == 1 {
-        tasks.into_iter().for_each(|task| arch.dispatch(task));
-    } else {
-        tasks.into_par_iter().with_max_len(1).for_each(|task| arch.dispatch(task));
-    }
+    let each = factors.n.div_ceil(threads).next_multiple_of(MIN_COLUMNS).min(factors.n);
+    run(Arch::new(), Columns { factors, first: 0, out: out.chunks_exact_mut(factors.n).collect() }, each);
 }
+
+/// Columns in tasks of `each`, halves of them side by side.
+fn run(arch: Arch, columns: Columns, each: usize) {
+    let tasks = columns.out[0].len().div_ceil(each);
+    if tasks < 2 {
+        return arch.dispatch(columns);
+    }
+    let (first, second) = columns.split_at(tasks / 2 * each);
+    rayon::join(|| run(arch, first, each), || run(arch, second, each));
+}
+
+/// Most rows of A: as many pieces of C are listed without memory from the heap.
+pub const MOST: usize = 32;
 
 /// Some columns of the product.
 struct Columns<'a> {
     factors: FewRows<'a>,
     first: usize,
     /// One piece per row.
-    out: Vec<&'a mut [f32]>,
+    out: SmallVec<[&'a mut [f32]; MOST]>,
+}
+
+impl Columns<'_> {
+    /// The first `count`, and the others.
+    fn split_at(self, count: usize) -> (Self, Self) {
+        let (out, others) = self.out.into_iter().map(|row| row.split_at_mut(count)).unzip();
+        (Self { out, ..self }, Self { first: self.first + count, out: others, ..self })
+    }
 }
 
 impl WithSimd for Columns<'_> {

@@ -3,7 +3,7 @@
 use super::problem::{Problem, archs, shape};
 use super::random::Random;
 use crate::cpu::kernels::args::{AttentionArgs, Elements, Operand, Share};
-use crate::cpu::kernels::attention::cut::blocks;
+use crate::cpu::kernels::attention::cut::into_blocks;
 use crate::cpu::kernels::sequence::sequences;
 use crate::mask::Bound;
 use pulp::Arch;
@@ -15,11 +15,10 @@ fn cut(problem: &Problem, threads: usize) -> Vec<(usize, usize, usize)> {
     let (shape, masking) = (problem.shape, problem.masking(none));
     let share = Share::WHOLE;
     let args = AttentionArgs { shape, scale: 1.0, q: operand, k: operand, v: operand, masking, sinks: None, share };
-    let sequences = sequences(&masking, shape.batch, [shape.seq_q, shape.seq_kv]);
-    let mut cut: Vec<_> = blocks(&args, &sequences, threads)
-        .into_iter()
-        .map(|block| (block.sequence.index, block.rows, block.parts))
-        .collect();
+    let sequences = sequences(&masking, shape.batch, [shape.seq_q, shape.seq_kv]).collect::<Vec<_>>();
+    let mut blocks = Vec::new();
+    into_blocks(&args, &sequences, threads, &mut blocks);
+    let mut cut: Vec<_> = blocks.iter().map(|block| (block.sequence, block.rows, block.parts)).collect();
     cut.sort_unstable();
     cut
 }
