@@ -1,4 +1,7 @@
-"""PyTorch's attention and the seed-2 layer, in turns with `regard bench` on the same problems."""
+"""PyTorch's attention and the seed-2 layer, in turns with `regard bench` on the same problems.
+
+Beside the ratio stands what share each reaches of a ceiling that is measured in the same turns: plain products of 1024 x 1024 in
+PyTorch, and for decoding, which is bound by memory, the sum of a tensor that no cache holds."""
 
 import argparse
 import datetime
@@ -66,6 +69,27 @@ def layer(device, batch=128, seq=32, width=200, heads=5):
     return run, 8 * batch * seq * width * width + 4 * batch * seq * seq * width
 
 
+def product(device, size=1024):
+    """A plain product, and its flops."""
+    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    out = torch.empty(size, size, device=device)
+    return lambda: torch.mm(a, b, out=out), 2 * size**3
+
+
+def reading(device, elements=1 << 27):
+    """A sum of 512 MiB, and its bytes."""
+    x = torch.ones(elements, device=device)
+    return lambda: torch.sum(x), 4 * elements
+
+
+def bound(problem, device, flops):
+    """What bounds a problem: a closure and its work, and the problem's own work of that kind."""
+    p = None if problem == LAYER else parse(problem)
+    if p and p["seq_q"] == 1:
+        return *reading(device), 8 * p["batch"] * p["kv_heads"] * p["seq_kv"] * p["head_dim"]
+    return *product(device), flops
+
+
 def time_torch(run, device, seconds):
     """Milliseconds of single runs, for about this long after a warm-up."""
     synchronize = torch.cuda.synchronize if device.startswith("cuda") else lambda: None
@@ -125,20 +149,25 @@ def main():
     torch.set_num_threads(arguments.threads)
     os.environ["RAYON_NUM_THREADS"] = str(arguments.threads)
     print(f"PyTorch {torch.__version__} on {arguments.torch_device}, {arguments.threads} threads, {arguments.rounds} rounds")
-    print(f"{'problem':44} {'torch ms':>9} {'regard ms':>9} {'torch GF/s':>10} {'regard GF/s':>11} {'regard/torch':>12}")
+    print(f"{'problem':44} {'torch ms':>9} {'regard ms':>9} {'torch GF/s':>10} {'regard GF/s':>11} {'regard/torch':>12} {'ceiling':>13} {'torch':>6} {'regard':>6}")
     for problem in arguments.problem or [*PROBLEMS, LAYER]:
         with torch.inference_mode():
             run, flops = layer(arguments.torch_device) if problem == LAYER else attention(problem, arguments.torch_device)
-            theirs, ours = [], []
+            plain, plain_work, work = bound(problem, arguments.torch_device, flops)
+            theirs, ours, plains = [], [], []
             for _ in range(arguments.rounds):
+                plains.append(statistics.median(time_torch(plain, arguments.torch_device, arguments.seconds / 3)))
                 theirs.append(statistics.median(time_torch(run, arguments.torch_device, arguments.seconds)))
                 line = time_regard(arguments.regard, problem, arguments.device)
                 ours.append(line["median_ms"])
         torch_ms, regard_ms = statistics.median(theirs), statistics.median(ours)
         rate = lambda ms: flops / ms / 1e6
+        ceiling = plain_work / statistics.median(plains) / 1e6
+        share = lambda ms: work / ms / 1e6 / ceiling
+        unit = "GFLOP/s" if work == flops else "GB/s"
         print(
             f"{problem:44} {torch_ms:9.3f} {regard_ms:9.3f} {rate(torch_ms):10.1f} {rate(regard_ms):11.1f}"
-            f" {torch_ms / regard_ms:11.2f}x",
+            f" {torch_ms / regard_ms:11.2f}x {ceiling:5.0f} {unit:7} {share(torch_ms):6.0%} {share(regard_ms):6.0%}",
             flush=True,
         )
         if arguments.out:
@@ -156,6 +185,10 @@ def main():
                 "peer_median_ms": torch_ms,
                 "regard_median_ms": regard_ms,
                 "regard_speedup": torch_ms / regard_ms,
+                "ceiling": ceiling,
+                "ceiling_unit": unit,
+                "peer_share": share(torch_ms),
+                "regard_share": share(regard_ms),
                 "regard": line,
             }
             with open(arguments.out, "a", encoding="utf-8") as file:
