@@ -1,7 +1,8 @@
 //! `reduce`: sum, mean or maximum over any set of axes.
 //!
-//! Techniques: `reduce_tree` (one workgroup per output element), `reduce_each` (one lane per output element),
-//! `reduce_native`. The first of the two is better where the fastest axis is reduced, the second where it is kept.
+//! Techniques: `reduce_tree` (one workgroup per output element), `reduce_each` (one lane per output element), `reduce_fours` (one lane
+//! per row of some vectors), `reduce_native`. The first is better where the fastest axis is reduced, the second where it is kept, the
+//! third for many short rows on a software device.
 
 use std::sync::Arc;
 
@@ -20,6 +21,7 @@ use crate::ops::{EPSILON_F16, EPSILON_F32};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
+const FOURS: Source = wgsl!("reduce_fours");
 const TREE: Source = wgsl!("reduce_tree");
 const EACH: Source = wgsl!("reduce_each");
 const AXES: Source = wgsl!("lib/reduce_axes");
@@ -79,6 +81,10 @@ params! {
         kept: [[u32; 4]; 6], reduced: [[u32; 4]; 6],
         outputs: u32, count: u32, kept_axes: u32, reduced_axes: u32, divisor: f32, empty: u32,
     }
+}
+
+params! {
+    struct FoursParams { outputs: u32, fours: u32, divisor: f32 }
 }
 
 impl Op for Reduce {
@@ -153,6 +159,9 @@ impl Op for Reduce {
                     // Few elements leave most lanes of a workgroup idle.
                     launches.insert(usize::from(along_rows && sets.count >= 16), launch(EACH));
                 }
+                let fours = self.fours(&sets, inputs[0].dtype, capabilities);
+                let first = if capabilities.software { 0 } else { launches.len() };
+                launches.splice(first..first, fours);
                 launches.into_iter().map(Technique::Gpu).collect()
             }
         }
@@ -253,6 +262,35 @@ impl Reduce {
     }
 }
 
+/// Vectors of a row that a lane walks alone: some cache lines.
+const LANE_FOURS: std::ops::RangeInclusive<usize> = 8..=64;
+
+impl Reduce {
+    /// For rows that follow each other, each of some whole vectors.
+    fn fours(&self, sets: &Sets, dtype: Dtype, capabilities: &Capabilities) -> Option<Launch> {
+        let rows = match &sets.kept[..] {
+            [] => true,
+            [rows] => rows.strides[0].unsigned_abs() == sets.count,
+            _ => false,
+        };
+        let dense = matches!(&sets.reduced[..], [row] if row.strides[0] == 1);
+        let fours = sets.count / 4;
+        if !(rows && dense && sets.count.is_multiple_of(4) && LANE_FOURS.contains(&fours)) {
+            return None;
+        }
+        let lanes = 64;
+        let fold_library = if self.reduction == Reduction::Max { FOLD_MAX } else { FOLD_SUM };
+        let constants = vec![("LANES", Constant::U32(lanes)), ("Elem", Constant::Scalar(dtype))];
+        let params = FoursParams { outputs: index(sets.outputs), fours: index(fours), divisor: self.divisor(sets) };
+        Some(Launch {
+            shader: Shader { main: FOURS, libraries: vec![fold_library], constants },
+            params: params.into(),
+            workgroups: fold(sets.outputs.div_ceil(lanes as usize), capabilities),
+            bindings: Bindings::in_order(1, 1),
+        })
+    }
+}
+
 /// Sizes and strides, the fastest axis first.
 fn packed(axes: &[Axis]) -> [[u32; 4]; MAX_RANK] {
     let mut packed = [[0; 4]; MAX_RANK];
@@ -262,7 +300,7 @@ fn packed(axes: &[Axis]) -> [[u32; 4]; MAX_RANK] {
     packed
 }
 
-/// Rows, columns, inner axes, alternate axes, all and none; lengths around the lanes and blocks of 64 and 256; empty
+/// Rows of whole vectors and others, columns, inner axes, alternate axes, all and none; lengths around the lanes and blocks of 64 and 256; empty
 /// sets and empty outputs; NaN and infinities; more than 65,535 workgroups.
 pub(super) fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
@@ -282,6 +320,8 @@ pub(super) fn cases() -> Vec<Case> {
                 cases.push(case(dtype, reduction, shape, axes, 1.0));
             }
             cases.push(case(dtype, reduction, &[2, 300_007], &[1], 0.1));
+            cases.push(case(dtype, reduction, &[131, 32], &[1], 1.0));
+            cases.push(case(dtype, reduction, &[100], &[0], 1.0));
             cases.push(case(dtype, reduction, &[1500, 130], &[0], 1.0));
             cases.push(edges(dtype, reduction));
         }
