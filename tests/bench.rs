@@ -131,6 +131,76 @@ fn what_cannot_be_written_is_said() {
     }
 }
 
+/// A line that is lost because its file cannot hold it is an error that names the file, whatever the file is for.
+#[test]
+fn full_disks_and_folders_that_cannot_be_written_are_said_before_anything_runs() {
+    for option in ["--out", "--report", "--profile"] {
+        let started = Instant::now();
+        let mut arguments = vec!["--runs", "1000000", "--problem", "b=8,h=8,s=512,d=64"];
+        arguments.extend([option, "/nowhere/file"]);
+        refused(&arguments, &["error: /nowhere/file: No such file or directory"]);
+        assert!(started.elapsed() < Duration::from_secs(30), "{option} was not tried first");
+        if Path::new("/dev/full").exists() {
+            let (code, _, complaint) = parts(&bench(&["--problem", PROBLEM, option, "/dev/full"]));
+            assert!(code == Some(1), "{option}: {complaint}");
+            assert_eq!(complaint, "error: /dev/full: No space left on device (os error 28)\n", "{option}");
+        }
+    }
+}
+
+#[test]
+fn options_that_contradict_each_other_are_refused() {
+    let path = place("same.json");
+    let path = path.to_str().unwrap();
+    let both = format!("--out and --report are both {path}");
+    refused(&["--problem", PROBLEM, "--out", path, "--report", path], &[&both]);
+    refused(&["--problem", PROBLEM, "--report", path, "--profile", path], &["--report and --profile are both"]);
+    refused(&["--problem", PROBLEM, "--json", "--csv"], &["cannot be used with"]);
+    refused(&["--problem", PROBLEM, "--compare", "fused,unfused", "--strategy", "fused"], &["cannot be used with"]);
+    refused(&["--suite", "latency"], &["suite: latency", "--budget says nothing about it"]);
+    let latency = |option: &[&str]| {
+        let arguments = [&["bench", "--device", "cpu", "--suite", "latency"], option].concat();
+        parts(&command(&arguments).output().unwrap())
+    };
+    for (option, expected) in [
+        (&["--warm"][..], "--warm says nothing"),
+        (&["--csv"], "--csv says"),
+        (&["--report", path], "`regard report FILE`"),
+    ] {
+        let (code, printed, complaint) = latency(option);
+        assert_eq!((code, printed.as_str()), (Some(2), ""), "{complaint}");
+        assert!(complaint.starts_with("error: suite: latency") && complaint.contains(expected), "{complaint}");
+    }
+}
+
+/// There is nothing to time in a problem without elements.
+#[test]
+fn sizes_of_zero_are_refused() {
+    for (problem, size) in [("b=0,h=1,s=4,d=8", "b=0"), ("b=1,h=1,s=0,d=8", "s=0"), ("b=1,h=1,sq=4,skv=0,d=8", "skv=0")]
+    {
+        refused(&["--problem", problem], &["invalid value", &format!("`{size}` is not a whole number of 1 or more")]);
+    }
+    let path = place("zero.toml");
+    fs::write(&path, "[[sweep]]\nb = 1\nh = 2\ns = [8, 0]\nd = 8\n").unwrap();
+    refused(&["--suite", path.to_str().unwrap()], &["zero.toml: line 1: problem: `s=0` is not a whole number"]);
+}
+
+/// `regard bench | head -1`.
+#[cfg(unix)]
+#[test]
+fn a_reader_who_leaves_early_is_no_error() {
+    for form in ["--json", "--csv"] {
+        let arguments =
+            [&["bench", "--device", "cpu", "--budget", "0.1", form][..], &["--problem", PROBLEM].repeat(30)];
+        let mut child = command(&arguments.concat()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut first = String::new();
+        std::io::BufRead::read_line(&mut std::io::BufReader::new(child.stdout.take().unwrap()), &mut first).unwrap();
+        let (code, _, complaint) = parts(&child.wait_with_output().unwrap());
+        assert_eq!((code, complaint.as_str()), (Some(0), ""), "{form}");
+        assert!(!first.is_empty());
+    }
+}
+
 /// What was measured before Ctrl-C is in the file, whole.
 #[cfg(unix)]
 #[test]

@@ -116,6 +116,82 @@ fn what_cannot_be_compared_is_refused() {
     assert!(code == 2 && complaint.contains("`5` is no percentage"), "{complaint}");
 }
 
+/// First results of five processes with either state of the caches.
+fn latency(ms: f64) -> Value {
+    let process = |ms: f64| {
+        json!({
+            "first_result_ms": ms, "phases": {"inputs_ms": 1.0, "open_ms": 2.0, "plan_ms": 3.0, "run_ms": ms - 5.0, "result": 7},
+            "steady": {"plan_ms": 0.5, "run_ms": 4.0, "submit_us": 20.0},
+        })
+    };
+    let processes: Vec<_> = [1.0, 1.01, 1.02, 0.99, 1.0].map(|factor| process(ms * factor)).into();
+    json!({
+        "schema": "regard.latency/1", "problem": "a layer", "device": "a device", "cold": processes, "cached": processes[..2],
+    })
+}
+
+#[test]
+fn first_results_are_compared() {
+    let [old, new] = [("latency_old", 100.0), ("latency_new", 150.0)].map(|(name, ms)| file(name, &[latency(ms)]));
+    let (code, printed, complaint) = regard(&["compare", &old, &new, "--fail-if-slower", "5%"]);
+    assert_eq!((code, complaint.as_str()), (1, ""), "{printed}");
+    let row = printed.lines().find(|line| line.starts_with("  first result, caches empty")).unwrap_or_default();
+    assert!(row.contains("100 ms") && row.contains("150 ms") && row.contains(" 1.500 "), "{printed}");
+    let row = printed.lines().find(|line| line.starts_with("  first result, caches filled")).unwrap_or_default();
+    assert!(row.ends_with('–'), "two processes have no interval: {printed}");
+    assert!(printed.contains("There is no interval where"), "{printed}");
+    assert!(
+        printed.contains("first results slower by more than 5 %: first result, caches empty · first run,"),
+        "{printed}"
+    );
+    assert!(printed.lines().all(|line| line.chars().count() <= 100), "{printed}");
+    assert_eq!(regard(&["compare", &old, &old, "--fail-if-slower", "5%"]).0, 0);
+    let (code, printed, _) = regard(&["compare", &old, &new, "--json"]);
+    let lines: Vec<Value> = printed.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!((code, lines.len(), &lines[0]["part"]), (0, 13, &"first result".into()), "{printed}");
+    assert!(lines[0]["interval"]["low"].as_f64() > Some(1.0) && lines[6]["interval"].is_null(), "{printed}");
+    // Beside lines about problems, both are there.
+    let both = file("latency_both", &[line("p", "x", 1.0), latency(100.0)]);
+    let (_, printed, _) = regard(&["compare", &both, &both]);
+    assert!(printed.contains("1 unchanged") && printed.contains("first results"), "{printed}");
+    let (code, _, complaint) = regard(&["compare", &file("no_latency", &[line("p", "x", 1.0)]), &old]);
+    assert!(code == 2 && complaint.contains("no problem in common"), "{complaint}");
+}
+
+#[test]
+fn first_results_have_a_table_in_the_report() {
+    let html = report("report_latency.html", &[&file("latency_alone", &[latency(100.0)])]);
+    assert!(html.contains("<h2 id=\"latency-title\">First results</h2>") && html.contains("100 ms<small>"), "{html}");
+    assert!(!html.contains("id=\"lines\"") && !html.contains("role=\"img\"") && !html.contains("href=\"#devices\""));
+    let html = report("report_latency_both.html", &[&file("latency_beside", &[line("p", "x", 1.0), latency(100.0)])]);
+    assert!(html.contains("id=\"latency\"") && html.contains("id=\"lines\""));
+}
+
+#[test]
+fn each_kind_of_arithmetic_has_its_ceiling() {
+    let with_peaks = |problem: &str, matrices: u64| {
+        let mut line = line(problem, "x", 1.0);
+        for (key, value) in [("peak_f32", 5e11), ("peak_f16", 1e12), ("peak_matrices", 8e12), ("peak_bandwidth", 1e11)]
+        {
+            line[key] = value.into();
+        }
+        line["flops_matrices"] = matrices.into();
+        line["bound_arithmetic"] = if matrices > 0 { "matrices" } else { "f32" }.into();
+        line
+    };
+    let lines = [with_peaks("b=1,h=2,s=64,d=8", 0), with_peaks("b=1,h=2,s=128,d=8", 1_000_000)];
+    let html = report("report_ceilings.html", &[&file("ceilings", &lines)]);
+    assert!(html.contains("8.00 TFLOP/s (matrices), 1.00 TFLOP/s (f16), 500 GFLOP/s (f32)"), "{html}");
+    assert!(
+        html.contains("<small>arithmetic on matrices</small>") && html.contains("<small>arithmetic in f32</small>")
+    );
+    let plot = &html[html.find("roofline-description").expect("the plot")..];
+    let plot = &plot[..plot.find("</svg>").expect("its end")];
+    assert!(plot.contains(">\nmatrices\n<") && plot.contains(">\nf32\n<"), "{plot}");
+    // No line computes in f16, and a ceiling that nothing meets is left out.
+    assert!(!plot.contains(">\nf16\n<"), "{plot}");
+}
+
 fn report(name: &str, files: &[&str]) -> String {
     let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     let out = path.display().to_string();

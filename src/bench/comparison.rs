@@ -112,6 +112,13 @@ pub fn compare(old: &Run, new: &Run, devices: Devices) -> Result<Comparison> {
 fn nothing_in_common(old: &Run, new: &Run, devices: Devices) -> String {
     let of = |run: &Run| format!("{} was measured on {}", run.name, run.devices().join(" and "));
     let differ = !new.devices().iter().any(|device| old.devices().contains(device));
+    if let Some(bare) = [old, new].into_iter().find(|run| run.lines.is_empty()) {
+        let (old, new, bare) = (&old.name, &new.name, &bare.name);
+        return format!(
+            "{old} and {new} have no problem in common: {bare} has first results alone, and none of them is of the same layer and \
+             device as the other's"
+        );
+    }
     let (names, olds, news) = (format!("{} and {}", old.name, new.name), of(old), of(new));
     if devices == Devices::Same && differ {
         return format!(

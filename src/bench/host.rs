@@ -3,6 +3,24 @@
 use super::task::Task;
 use crate::plan::PlanDescription;
 
+/// An adapter's name, its driver and its interface, of a device's name such as `llvmpipe (LLVM 15, 256 bits) (llvmpipe Mesa 22, vulkan)`.
+/// Asking the drivers again would make each of them start another time.
+pub(super) fn parts(device: &str) -> Option<[&str; 3]> {
+    let inner = device.strip_suffix(')')?;
+    let mut depth = 1;
+    let open = inner.char_indices().rev().find(|(_, letter)| {
+        depth += match letter {
+            ')' => 1,
+            '(' => -1,
+            _ => 0,
+        };
+        depth == 0
+    });
+    let (at, _) = open?;
+    let (driver, interface) = inner[at + 1..].rsplit_once(", ")?;
+    Some([inner[..at].trim_end(), driver, interface])
+}
+
 /// The host's processor; empty where the system does not say so in `/proc`.
 pub(super) fn processor() -> String {
     // No figure depends on it.
@@ -26,4 +44,19 @@ pub(super) fn free_bytes() -> Option<u64> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? << 10)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_taken_apart() {
+        let name = "llvmpipe (LLVM 15.0.6, 256 bits) (llvmpipe Mesa 22.3.6 (LLVM 15.0.6), vulkan)";
+        let expected = ["llvmpipe (LLVM 15.0.6, 256 bits)", "llvmpipe Mesa 22.3.6 (LLVM 15.0.6)", "vulkan"];
+        assert_eq!(parts(name), Some(expected));
+        for other in ["", "a GPU", "odd) name)", "a GPU (vulkan)"] {
+            assert_eq!(parts(other), None, "{other}");
+        }
+    }
 }

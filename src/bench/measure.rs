@@ -3,7 +3,8 @@
 use std::time::{Duration, Instant};
 
 use super::cold::CacheState;
-use super::host::{processor, too_large};
+use super::host::{parts, processor, too_large};
+use super::pace::Pace;
 use super::report::{Check, Line, StepTime, Timing, Versus};
 use super::roofline::{Roofline, threads};
 use super::statistics::Statistics;
@@ -15,7 +16,6 @@ use crate::capabilities::Backend;
 use crate::compare::{Comparison, NanMeans, Tolerance, compare};
 use crate::device::Device;
 use crate::error::{Error, Result};
-use crate::gpu::adapters;
 use crate::op::Rows;
 use crate::plan::{Plan, StepDescription};
 use crate::tensor::HostTensor;
@@ -23,7 +23,8 @@ use crate::tensor::HostTensor;
 /// How to measure.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Settings {
-    /// Most time for runs before the clock counts; they end sooner when two batches of them take the same.
+    /// Most time for runs before the clock counts, of which the run that is checked is the first; they end sooner when two batches
+    /// of them take the same.
     pub warm_up: Duration,
     /// Time for measured runs; there are at least `least_runs` all the same.
     pub budget: Duration,
@@ -33,10 +34,10 @@ pub struct Settings {
     pub runs: Option<usize>,
     /// What a run finds in the caches.
     pub cache: CacheState,
-    /// A problem of a suite whose one run takes longer is skipped: judging by the fastest line before it, then by the run
-    /// that is checked.
+    /// A problem of a suite whose one run takes longer is skipped: judging by the lines before it, then by the run that is checked.
     pub longest_run: Option<Duration>,
-    /// Once the bench is this old, the problems of a suite that are left are skipped.
+    /// Time for all problems of a suite, of which each is skipped whose line does not fit into what is left; of runs of two seconds or
+    /// more three are enough then.
     pub total: Option<Duration>,
 }
 
@@ -63,12 +64,9 @@ pub struct Bench {
     pub roofline: Option<Roofline>,
     device: Device,
     settings: Settings,
-    driver: String,
     cpu: String,
     stopwatch: Stopwatch,
-    started: Instant,
-    /// Exact flops a second of the fastest problem so far.
-    rate: Option<f64>,
+    pace: Pace,
 }
 
 /// A plan whose result was right.
@@ -76,6 +74,8 @@ struct Candidate {
     plan: Plan,
     work: Work,
     line: Line,
+    /// Of the run that was checked.
+    seconds: f64,
 }
 
 /// What comes of a task before it is timed.
@@ -91,21 +91,21 @@ impl Bench {
     /// # Errors
     /// A device that is lost, or without memory for what empties its caches.
     pub fn new(device: Device, settings: Settings) -> Result<Self> {
-        let name = device.name();
-        let on_gpu = device.capabilities().backend == Backend::Gpu;
-        let listed = if on_gpu { adapters() } else { Vec::new() };
-        let driver = listed.into_iter().find(|adapter| adapter.describe() == name).map(|adapter| adapter.driver);
         Ok(Self {
             commit: None,
             roofline: None,
             settings,
-            driver: driver.unwrap_or_default(),
             cpu: processor(),
             stopwatch: Stopwatch::new(&device, settings.cache)?,
-            started: Instant::now(),
-            rate: None,
+            pace: Pace::new(settings),
             device,
         })
+    }
+
+    /// The device's adapter, its driver and its interface; `None` on the CPU backend.
+    pub fn adapter(&self) -> Option<[String; 3]> {
+        let on_gpu = self.device.capabilities().backend == Backend::Gpu;
+        parts(&self.device.name()).filter(|_| on_gpu).map(|parts| parts.map(str::to_owned))
     }
 
     /// What measures runs, in words.
@@ -155,12 +155,11 @@ impl Bench {
         };
         let work = Work::new(&preview, task);
         let line = Line { work: Some(work.clone()), ..line };
-        let skipped = too_large(&preview, task).or_else(|| self.too_slow(&work, task));
-        if let Some(reason) = skipped.or_else(|| self.too_late(&work, task)) {
+        if let Some(reason) = too_large(&preview, task).or_else(|| self.pace.before(&work, task)) {
             return Ok(Prepared::skip(line, reason));
         }
         match Plan::with_options(&self.device, &task.graph, &task.options) {
-            Ok(plan) => self.check(Candidate { plan, work, line }, task),
+            Ok(plan) => self.check(Candidate { plan, work, line, seconds: 0.0 }, task),
             Err(error) => refuse(line, task, error),
         }
     }
@@ -168,32 +167,36 @@ impl Bench {
     fn line(&self, task: &Task) -> Line {
         Line {
             commit: self.commit.clone(),
-            driver: self.driver.clone(),
+            driver: self.adapter().map_or_else(String::new, |[_, driver, _]| driver),
             cpu: self.cpu.clone(),
             threads: threads(self.device.capabilities()),
+            peaks: self.roofline.as_ref().map(Roofline::peaks),
             ..Line::new(&self.device, task)
         }
     }
 
     /// Runs once and compares.
     fn check(&mut self, mut candidate: Candidate, task: &Task) -> Result<Prepared> {
-        let Candidate { plan, line, .. } = &mut candidate;
+        let (start, plan) = (Instant::now(), &mut candidate.plan);
         let inputs = task.draw();
         for ((name, _), value) in task.inputs.iter().zip(&inputs) {
             plan.write(name, value)?;
         }
-        let start = Instant::now();
+        let submitted = Instant::now();
         plan.submit()?;
         let got = plan.read("out")?;
-        let seconds = start.elapsed().as_secs_f64();
-        if let Some(reason) = self.skip_longer(seconds, "takes", task) {
-            // Those after it need not run to be known as longer.
-            self.learn(candidate.work.flops_exact as f64 / seconds);
+        let seconds = submitted.elapsed().as_secs_f64();
+        // Those after it need not run to be known as longer.
+        self.pace.learn(&candidate.work, seconds);
+        if let Some(reason) = self.pace.after(seconds, task) {
             return Ok(Prepared::skip(candidate.line, reason));
         }
+        candidate.seconds = seconds;
         let (check, comparison) = check(task, &got, &task.expected(&inputs)?);
-        line.check = Some(check);
+        candidate.line.check = Some(check);
+        self.pace.checked(start.elapsed().as_secs_f64() - seconds);
         if comparison.passed() {
+            self.pace.pledge(seconds);
             return Ok(Prepared::Right(Box::new(candidate)));
         }
         Ok(Prepared::Told(Box::new(Line { failed: Some(comparison.to_string()), ..candidate.line })))
@@ -201,57 +204,28 @@ impl Bench {
 
     /// Times candidates in turns.
     fn time(&mut self, mut candidates: Vec<Candidate>) -> Result<Vec<Line>> {
-        let (stopwatch, settings) = (&mut self.stopwatch, &self.settings);
+        let slowest = candidates.iter().map(|candidate| candidate.seconds).fold(0.0, f64::max);
+        let settings = Settings { least_runs: self.pace.least_runs(slowest), ..self.settings };
         for candidate in &mut candidates {
-            stopwatch.warm_up(&mut candidate.plan, settings)?;
+            let warm_up = settings.warm_up.saturating_sub(Duration::from_secs_f64(candidate.seconds));
+            self.stopwatch.warm_up(&mut candidate.plan, &Settings { warm_up, ..settings })?;
         }
         let mut plans: Vec<_> = candidates.iter_mut().map(|candidate| &mut candidate.plan).collect();
-        let samples = stopwatch.sample(&mut plans, settings)?;
+        let samples = self.stopwatch.sample(&mut plans, &settings)?;
+        self.pace.settle();
         candidates.into_iter().zip(samples).map(|(candidate, samples)| self.finish(candidate, &samples)).collect()
     }
 
     fn finish(&mut self, mut candidate: Candidate, samples: &[f64]) -> Result<Line> {
         let clock = self.stopwatch.describe();
         let timing = Timing::new(samples, [&clock, self.stopwatch.cache().name()], &candidate.work);
-        self.learn(timing.tflops_exact * 1e12);
+        self.pace.learn(&candidate.work, timing.median_ms * 1e-3);
         let software = self.device.capabilities().software;
         let bound = self.roofline.as_ref().and_then(|peaks| peaks.bound(&candidate.work, timing.median_ms * 1e-3));
         let timing = Timing { bound, ..timing };
         let warnings = warnings(&timing, Circumstances { software, subtracted: self.stopwatch.subtracted() });
         let steps = steps(&mut candidate.plan, &timing, &mut self.stopwatch)?;
         Ok(Line { timing: Some(timing), steps, warnings, ..candidate.line })
-    }
-
-    fn learn(&mut self, rate: f64) {
-        self.rate = Some(self.rate.map_or(rate, |fastest| fastest.max(rate)));
-    }
-
-    /// Seconds of one run at the rate of the fastest line so far.
-    fn estimate(&self, work: &Work) -> Option<f64> {
-        self.rate.filter(|&rate| rate > 0.0).map(|rate| work.flops_exact as f64 / rate)
-    }
-
-    fn too_slow(&self, work: &Work, task: &Task) -> Option<String> {
-        self.skip_longer(self.estimate(work)?, "would take", task)
-    }
-
-    fn skip_longer(&self, seconds: f64, takes: &str, task: &Task) -> Option<String> {
-        let longest = self.settings.longest_run?.as_secs_f64();
-        (task.refusal == Refusal::Skip && seconds > longest).then(|| {
-            format!(
-                "one run {takes} about {seconds:.1} s here, more than the {longest} s that a suite allows; \
-                 --all runs it, and problems given by --problem have no such limit"
-            )
-        })
-    }
-
-    fn too_late(&self, work: &Work, task: &Task) -> Option<String> {
-        let total = self.settings.total?;
-        let estimate =
-            self.estimate(work).map_or_else(String::new, |seconds| format!(" (one run: about {seconds:.1} s)"));
-        (task.refusal == Refusal::Skip && self.started.elapsed() > total).then(|| {
-            format!("the lines before took the {} s that this suite has; --all runs it{estimate}", total.as_secs())
-        })
     }
 }
 
@@ -261,7 +235,7 @@ impl Prepared {
     }
 }
 
-/// Runs that time each step.
+/// Runs that time each step; one is enough where they are long.
 const PROFILED: usize = 5;
 
 /// What each step of a plan takes.
@@ -274,7 +248,8 @@ fn steps(plan: &mut Plan, timing: &Timing, stopwatch: &mut Stopwatch) -> Result<
     if let [step] = &steps[..] {
         return Ok(vec![time(step, timing.median_ms)]);
     }
-    let profiles = (0..PROFILED).map(|_| stopwatch.profile(plan)).collect::<Result<Vec<_>>>()?;
+    let profiled = if timing.median_ms < 1e3 { PROFILED } else { 1 };
+    let profiles = (0..profiled).map(|_| stopwatch.profile(plan)).collect::<Result<Vec<_>>>()?;
     let median = |at: usize| {
         let seconds: Vec<_> = profiles.iter().map(|profile| profile[at]).collect();
         Statistics::new(&seconds).map_or(0.0, |seconds| seconds.median)
@@ -360,7 +335,7 @@ mod tests {
         let like_it = bench.run(&task()).unwrap();
         assert!(like_it.skipped.unwrap().contains("one run would take about") && like_it.check.is_none());
         let late = Settings { total: Some(Duration::ZERO), ..SHORT };
-        assert!(run(&task(), late).unwrap().skipped.unwrap().contains("the lines before took"));
+        assert!(run(&task(), late).unwrap().skipped.unwrap().contains("the lines before it took"));
     }
 
     #[test]

@@ -56,6 +56,9 @@ pub struct Line {
     /// How fast it was; missing where it did not run or was wrong.
     #[serde(flatten)]
     pub timing: Option<Timing>,
+    /// What the device does at most, where that was measured.
+    #[serde(flatten)]
+    pub peaks: Option<Peaks>,
     /// How it compares with another way to compute the same, measured in turns with it.
     #[serde(flatten)]
     pub versus: Option<Versus>,
@@ -132,10 +135,28 @@ pub struct Timing {
 pub struct Bound {
     /// `arithmetic` or `bandwidth`.
     pub bound: String,
+    /// Whose arithmetic: `f32`, `f16`, `matrices`, or several joined by ` + `; missing where bandwidth is the bound.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bound_arithmetic: Option<String>,
     /// `flops_exact` or `bytes` a second at the median, as a share of the peak.
     pub bound_share: f64,
-    /// The peak: operations or bytes a second.
+    /// The peak: operations or bytes a second. Of several kinds of arithmetic, what they reach together in the line's proportions.
     pub bound_per_second: f64,
+}
+
+/// What a device does at most, as measured on it: operations and bytes a second.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Peaks {
+    /// Multiply-adds in f32, two operations each.
+    pub peak_f32: f64,
+    /// The same in f16, where the device computes in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_f16: Option<f64>,
+    /// Cooperative matrices, where the device has some.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_matrices: Option<f64>,
+    /// Bytes of a copy, read and written, or of reading alone: whichever is more.
+    pub peak_bandwidth: f64,
 }
 
 /// How long a problem takes beside another way to compute it.
@@ -187,6 +208,7 @@ impl Line {
             work: None,
             check: None,
             timing: None,
+            peaks: None,
             versus: None,
             steps: Vec::new(),
             warnings: Vec::new(),
@@ -197,6 +219,14 @@ impl Line {
 
     pub(super) fn skip(self, reason: impl Into<String>) -> Self {
         Self { skipped: Some(reason.into()), ..self }
+    }
+}
+
+impl Bound {
+    /// `bandwidth`, or `arithmetic` with its kind.
+    pub fn name(&self) -> String {
+        let kind = self.bound_arithmetic.as_ref().map_or_else(String::new, |kind| format!(" in {kind}"));
+        format!("{}{kind}", self.bound).replace(" in matrices", " on matrices")
     }
 }
 
@@ -211,6 +241,11 @@ impl Versus {
 }
 
 impl Timing {
+    /// The interquartile range as a share of the median; 0 where runs took no time that the clock could see.
+    pub fn spread(&self) -> f64 {
+        if self.median_ms > 0.0 { self.iqr_ms / self.median_ms } else { 0.0 }
+    }
+
     /// From durations in seconds, of which there is one at least.
     pub(super) fn new(samples: &[f64], [clock, cache]: [&str; 2], work: &Work) -> Self {
         let seconds = Statistics::new(samples).expect("there was a run");
@@ -273,11 +308,17 @@ mod tests {
     fn a_line_is_read_as_it_was_written() {
         let task = Task::attention("problem", &"b=1,h=1,s=4,d=4".parse().unwrap()).unwrap();
         let work = Work { path: "x".into(), flops: 2, peak_bytes: 4, ..Work::default() };
-        let bound = Some(Bound { bound: "bandwidth".into(), bound_share: 0.5, bound_per_second: 1e10 });
-        let timing = Some(Timing { bound, ..Timing::new(&[0.1, 0.3], ["host clock", "cold"], &work) });
+        let bound = Bound {
+            bound: "arithmetic".into(),
+            bound_arithmetic: Some("f16".into()),
+            bound_share: 0.5,
+            bound_per_second: 1e10,
+        };
+        let peaks = Some(Peaks { peak_f32: 1.0, peak_f16: None, peak_matrices: Some(2.0), peak_bandwidth: 3.0 });
+        let timing = Some(Timing { bound: Some(bound), ..Timing::new(&[0.1, 0.3], ["host clock", "cold"], &work) });
         let steps = vec![StepTime { step: "x".into(), ms: 0.5, flops: 2, bytes: 3 }];
         let skipped = Line::new(&Device::cpu(), &task).skip("for a test");
-        for line in [Line { work: Some(work), timing, steps, skipped: None, ..skipped.clone() }, skipped] {
+        for line in [Line { work: Some(work), timing, steps, peaks, skipped: None, ..skipped.clone() }, skipped] {
             let text = serde_json::to_string(&line).unwrap();
             assert_eq!(serde_json::from_str::<Line>(&text).unwrap(), line);
         }
@@ -292,6 +333,6 @@ mod tests {
         let line: Line = serde_json::from_str(text).unwrap();
         let timing = line.timing.unwrap();
         assert_eq!((timing.median_ms, timing.cache.as_str(), timing.bound), (2.0, "warm", None));
-        assert_eq!((line.work.unwrap().flops, line.check, line.commit), (8, None, None));
+        assert_eq!((line.work.unwrap().flops, line.check, line.commit, line.peaks), (8, None, None, None));
     }
 }

@@ -4,8 +4,15 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::latency::{LATENCY_SCHEMA, Latency};
 use super::report::{Line, SCHEMA};
 use crate::error::{Error, Result};
+
+/// What a line is about.
+enum Parsed {
+    Line(Box<Line>),
+    Latency(Latency),
+}
 
 /// Versions of the lines that can be read.
 const SCHEMAS: [&str; 3] = ["regard.bench/1", "regard.bench/2", SCHEMA];
@@ -15,8 +22,10 @@ const SCHEMAS: [&str; 3] = ["regard.bench/1", "regard.bench/2", SCHEMA];
 pub struct Run {
     /// The file as it was named, or another name for people.
     pub name: String,
-    /// Its lines, of which there is one at least when it was read.
+    /// Its lines about problems.
     pub lines: Vec<Line>,
+    /// Its lines about first results. When a file was read, there is one line at least of either kind.
+    pub latencies: Vec<Latency>,
 }
 
 impl Run {
@@ -38,17 +47,20 @@ impl Run {
     /// result; text without lines.
     pub fn parse(name: &str, text: &str) -> Result<Self> {
         let file = |message: String| Error::File { path: name.to_owned(), message };
-        let mut lines = Vec::new();
+        let (mut lines, mut latencies) = (Vec::new(), Vec::new());
         for (text, number) in text.lines().zip(1..).filter(|(text, _)| !text.trim().is_empty()) {
-            lines.push(line(text).map_err(|message| file(format!("line {number} {message}")))?);
+            match line(text).map_err(|message| file(format!("line {number} {message}")))? {
+                Parsed::Line(line) => lines.push(*line),
+                Parsed::Latency(latency) => latencies.push(latency),
+            }
         }
-        if lines.is_empty() {
+        if lines.is_empty() && latencies.is_empty() {
             return Err(file("the file has no lines; `regard bench --out FILE` writes some".into()));
         }
-        Ok(Self { name: name.to_owned(), lines })
+        Ok(Self { name: name.to_owned(), lines, latencies })
     }
 
-    /// Names of the devices, in the order in which they come.
+    /// Names of the devices of lines about problems, in the order in which they come.
     pub fn devices(&self) -> Vec<&str> {
         let mut devices: Vec<&str> = Vec::new();
         for line in &self.lines {
@@ -60,12 +72,16 @@ impl Run {
     }
 }
 
-fn line(text: &str) -> std::result::Result<Line, String> {
+fn line(text: &str) -> std::result::Result<Parsed, String> {
     let value: Value = serde_json::from_str(text).map_err(|error| format!("is no JSON: {error}"))?;
-    let known = SCHEMAS.join(", ");
+    let known = format!("{} and {LATENCY_SCHEMA}", SCHEMAS.join(", "));
     let keys = value.as_object().ok_or_else(|| format!("is no JSON object; lines of {known} are read"))?;
     match keys.get("schema").map(|schema| schema.as_str().unwrap_or_default()) {
         Some(schema) if SCHEMAS.contains(&schema) => {}
+        Some(LATENCY_SCHEMA) => {
+            let latency = serde_json::from_value(value).map_err(|error| format!("is incomplete: {error}"))?;
+            return Ok(Parsed::Latency(latency));
+        }
         Some(schema) => return Err(format!("has schema `{schema}`; {known} are read")),
         None => return Err(format!("has no key `schema`; {known} are read")),
     }
@@ -79,7 +95,7 @@ fn line(text: &str) -> std::result::Result<Line, String> {
     if line.timing.is_none() && line.skipped.is_none() && line.failed.is_none() {
         return Err("has none of median_ms, skipped and failed".into());
     }
-    Ok(line)
+    Ok(Parsed::Line(Box::new(line)))
 }
 
 #[cfg(test)]
@@ -101,7 +117,10 @@ mod tests {
             ("\n \n", "some.json: the file has no lines"),
             (&format!("{good}\n\nmedian"), "some.json: line 3 is no JSON: "),
             ("[1]", "line 1 is no JSON object"),
-            ("{}", "line 1 has no key `schema`; regard.bench/1, regard.bench/2, regard.bench/3 are read"),
+            (
+                "{}",
+                "line 1 has no key `schema`; regard.bench/1, regard.bench/2, regard.bench/3 and regard.latency/1 are read",
+            ),
             (&good.replace("bench/1", "bench/9"), "line 1 has schema `regard.bench/9`; regard.bench/1, "),
             (&good.replace("\"problem\"", "\"question\""), "line 1 is incomplete: missing field `problem`"),
             (&good.replace("skipped", "passed"), "line 1 has none of median_ms, skipped and failed"),
@@ -110,6 +129,16 @@ mod tests {
             let message = refused(text);
             assert!(message.contains(wanted), "{message}");
         }
+    }
+
+    #[test]
+    fn lines_about_first_results_stand_beside_the_others() {
+        let latency = r#"{"schema": "regard.latency/1", "problem": "p", "device": "d", "cold": [], "cached": []}"#;
+        let run = Run::parse("some.json", &format!("{latency}\n{}", GOOD.replace('\n', ""))).unwrap();
+        assert_eq!((run.lines.len(), run.latencies.len(), run.devices()), (1, 1, vec!["d"]));
+        assert_eq!(Run::parse("some.json", latency).unwrap().lines, []);
+        let message = refused(&latency.replace("cached", "warm"));
+        assert!(message.contains("line 1 is incomplete: missing field `cached`"), "{message}");
     }
 
     #[test]

@@ -57,7 +57,7 @@ pub(super) fn warnings(timing: &Timing, circumstances: Circumstances) -> Vec<Str
     if timing.bound.as_ref().is_some_and(|bound| bound.bound_share > BEYOND) {
         warnings.push(
             "it is faster than the peak that was measured on this device, or its data stay in a cache; where the \
-             machine was busy then, `regard info --roofline` measures anew"
+             machine was busy then, `regard info --roofline` measures again"
                 .into(),
         );
     }

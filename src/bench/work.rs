@@ -20,6 +20,12 @@ pub struct Work {
     /// Operations of the plan's steps; scores that are skipped count nothing.
     #[serde(default)]
     pub flops_exact: u64,
+    /// Those of them that are done in f16; the others are done in f32 whatever the storage, unless they are of cooperative matrices.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub flops_f16: u64,
+    /// Those of `flops_exact` that cooperative matrices do.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub flops_matrices: u64,
     /// Bytes that the plan's steps read and write at least.
     #[serde(default)]
     pub bytes: u64,
@@ -40,15 +46,69 @@ pub struct Work {
 /// Constants that follow from the shapes alone.
 const OF_SHAPES: [&str; 4] = ["HEAD_DIM", "VALUE_DIM", "HIDDEN", "PER_WORD"];
 
+/// Kernels that compute in the type in which they store; every other one widens f16 to f32.
+const IN_STORAGE: [&str; 1] = ["fma_chain_lanes"];
+
+fn is_zero(count: &u64) -> bool {
+    *count == 0
+}
+
+/// Units of a device that have peaks of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Arithmetic {
+    F32,
+    F16,
+    Matrices,
+}
+
+impl Arithmetic {
+    /// As lines and plots say it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Matrices => "matrices",
+        }
+    }
+
+    fn of(shader: Option<&Shader>) -> Self {
+        match shader {
+            Some(shader) if shader.needs_cooperative() => Self::Matrices,
+            Some(shader) if shader.needs_f16() && IN_STORAGE.contains(&shader.main.name) => Self::F16,
+            _ => Self::F32,
+        }
+    }
+}
+
 impl Work {
+    /// The exact operations of each kind, of which there are some.
+    pub(super) fn arithmetic(&self) -> Vec<(Arithmetic, u64)> {
+        // Lines of earlier versions name the feature alone.
+        let on_matrices = self.features.iter().any(|feature| feature == MATRICES);
+        let matrices = if on_matrices && self.flops_matrices == 0 {
+            self.flops_exact - self.flops_f16
+        } else {
+            self.flops_matrices
+        };
+        let f32 = self.flops_exact.saturating_sub(self.flops_f16).saturating_sub(matrices);
+        let all = [(Arithmetic::F32, f32), (Arithmetic::F16, self.flops_f16), (Arithmetic::Matrices, matrices)];
+        all.into_iter().filter(|(_, flops)| *flops > 0).collect()
+    }
+
     pub(super) fn new(plan: &PlanDescription, task: &Task) -> Self {
         let techniques: Vec<_> = plan.steps.iter().map(StepDescription::technique_and_reason).collect();
         let cost: Cost = plan.cost();
+        let flops_in = |arithmetic| {
+            let steps = plan.steps.iter().filter(|step| Arithmetic::of(step.shader.as_ref()) == arithmetic);
+            steps.map(|step| step.cost.flops).sum()
+        };
         Self {
             path: techniques.join(" + "),
             dispatches: plan.steps.len(),
             flops: task.flops.unwrap_or(cost.flops),
             flops_exact: cost.flops,
+            flops_f16: flops_in(Arithmetic::F16),
+            flops_matrices: flops_in(Arithmetic::Matrices),
             bytes: cost.bytes(),
             peak_bytes: plan.peak_bytes(),
             features: features(plan),
@@ -58,6 +118,9 @@ impl Work {
     }
 }
 
+/// The feature whose operations have a peak of their own.
+const MATRICES: &str = "cooperative matrices";
+
 fn shaders(plan: &PlanDescription) -> impl Iterator<Item = &Shader> {
     plan.steps.iter().filter_map(|step| step.shader.as_ref())
 }
@@ -66,7 +129,7 @@ fn features(plan: &PlanDescription) -> Vec<String> {
     let uses = [
         ("f16", shaders(plan).any(Shader::needs_f16)),
         ("subgroups", shaders(plan).any(Shader::needs_subgroups)),
-        ("cooperative matrices", shaders(plan).any(Shader::needs_cooperative)),
+        (MATRICES, shaders(plan).any(Shader::needs_cooperative)),
     ];
     uses.into_iter().filter(|(_, used)| *used).map(|(name, _)| name.to_owned()).collect()
 }
@@ -109,7 +172,11 @@ fn fallback(plan: &PlanDescription) -> Option<String> {
 mod tests {
     use super::*;
     use crate::capabilities::Capabilities;
+    use crate::op::{Op, Technique};
+    use crate::ops::FmaChain;
     use crate::schedule::Schedule;
+    use crate::shader::wgsl;
+    use crate::tensor::{Dtype, TensorDesc};
 
     fn work(problem: &str, technique: Option<&str>) -> Work {
         let mut task = Task::attention("problem", &problem.parse().unwrap()).unwrap();
@@ -126,6 +193,36 @@ mod tests {
         assert!(work.tiles.contains("queries ") && work.tiles.contains("keys "), "{}", work.tiles);
         assert!(!work.tiles.contains("head dim") && !work.tiles.contains("attention_fused"), "{}", work.tiles);
         assert_eq!(work.fallback, None);
+    }
+
+    #[test]
+    fn operations_belong_to_what_does_them() {
+        let half = work("b=1,h=8,s=1024,d=64,dtype=f16", Some("attention_fused"));
+        assert_eq!(half.arithmetic(), [(Arithmetic::F32, half.flops_exact)], "f16 is widened");
+        let mixed = Work { flops_exact: 10, flops_f16: 1, flops_matrices: 6, ..Work::default() };
+        let kinds = [(Arithmetic::F32, 3), (Arithmetic::F16, 1), (Arithmetic::Matrices, 6)];
+        assert_eq!(mixed.arithmetic(), kinds);
+        let of_before = Work { flops_exact: 10, features: vec![MATRICES.into()], ..Work::default() };
+        assert_eq!(of_before.arithmetic(), [(Arithmetic::Matrices, 10)]);
+        assert_eq!(Work::default().arithmetic(), []);
+    }
+
+    #[test]
+    fn a_chain_in_f16_and_products_of_matrices_have_their_own_arithmetic() {
+        let capabilities = Capabilities::baseline_f16();
+        let chain = FmaChain { steps: 3, factor: 0.5, addend: 0.5 };
+        for (dtype, expected) in [(Dtype::F16, Arithmetic::F16), (Dtype::F32, Arithmetic::F32)] {
+            let Technique::Gpu(launch) = chain.techniques(&[TensorDesc::new(dtype, [8])], &capabilities).remove(0)
+            else {
+                panic!("a GPU has no native kernels")
+            };
+            assert_eq!(Arithmetic::of(Some(&launch.shader)), expected);
+        }
+        assert_eq!(Arithmetic::of(None), Arithmetic::F32);
+        let source = wgsl!("matrix_chain_coop");
+        let library = wgsl!("lib/matrices_8");
+        let coop = Shader { main: source, libraries: vec![library], constants: Vec::new() };
+        assert_eq!(Arithmetic::of(Some(&coop)), Arithmetic::Matrices);
     }
 
     #[test]

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use git_version::git_version;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use regard::bench::{Bench, CacheState, Line, Problem, Roofline, Run, Settings, Suite, Task};
+use regard::bench::{Bench, CacheState, Line, Problem, Roofline, Run, Settings, Suite, Task, html};
 use regard::{Cache, Device, DeviceOptions, Error, Select, Strategy};
 
 use super::bench_output::{self, Form, Target, Trace};
 use super::bench_tasks::{self, Pair, SuiteChoice, parse_pair, parse_strategy, parse_suite, parse_technique};
-use super::{Ending, Result, bench_table, parse_select, report};
+use super::{Ending, Result, bench_table, parse_select};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -74,6 +74,7 @@ pub(crate) struct Args {
 const COMMIT: &str = git_version!(args = ["--always", "--dirty=-modified", "--abbrev=12"], fallback = "");
 
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
+    check_files(args)?;
     let device = Device::new(&DeviceOptions { select: args.device.clone(), ..DeviceOptions::default() })?;
     if let Some(SuiteChoice::Named(Suite::Latency)) = args.suite {
         return latency(args, &device, out);
@@ -84,6 +85,8 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
     let tasks = bench_tasks::tasks(args, &device)?;
     let mut file = args.out.as_deref().map(Target::create).transpose()?;
     let mut trace = args.profile.as_deref().map(Trace::create).transpose()?;
+    // Made before anything runs, so that nobody waits for a page that cannot be written.
+    let mut page = args.report.as_deref().map(Target::create).transpose()?;
     let mut bench = Bench::new(device.clone(), settings(args))?;
     bench.commit = Some(COMMIT.to_owned()).filter(|commit| !commit.is_empty());
     bench.roofline = Some(Roofline::cached(&device, &Cache::User)?);
@@ -113,18 +116,49 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
         bench_table::summary(out, &lines)?;
     }
     let ending = ending(&lines);
-    if let Some(path) = &args.report {
-        report::write(path, &[Run { name: "this run".into(), lines }])?;
+    if let Some(page) = &mut page {
+        page.write(&html(&[Run { name: "this run".into(), lines, latencies: Vec::new() }]))?;
     }
     Ok(ending)
 }
 
+/// Two outputs in one file would be neither. What is no ordinary file, such as /dev/null, takes any number.
+fn check_files(args: &Args) -> regard::Result<()> {
+    let files = [("--out", &args.out), ("--report", &args.report), ("--profile", &args.profile)];
+    for (at, (first, path)) in files.iter().enumerate() {
+        for (second, other) in &files[at + 1..] {
+            let ordinary = path.as_ref().is_some_and(|path| !path.exists() || path.is_file());
+            if let Some(path) = path.as_ref().filter(|_| path == other && ordinary) {
+                return Err(Error::Parse(format!(
+                    "{first} and {second} are both {}; they must differ",
+                    path.display()
+                )));
+            }
+        }
+    }
+    Ok(())
+}
+
 /// The suite `latency`, whose processes measure themselves.
 fn latency(args: &Args, device: &Device, out: &mut impl Write) -> Result {
-    let ways = args.strategy.is_some() || !args.techniques.is_empty() || args.compare.is_some();
-    if ways || !args.problems.is_empty() || args.profile.is_some() || args.csv {
-        let why =
-            "suite: latency is one layer in processes of its own, it takes no problem, way to compute it, trace or CSV";
+    let refused = [
+        ("--problem", !args.problems.is_empty()),
+        ("--strategy", args.strategy.is_some()),
+        ("--technique", !args.techniques.is_empty()),
+        ("--compare", args.compare.is_some()),
+        ("--runs", args.runs.is_some()),
+        ("--budget", args.budget.is_some()),
+        ("--warm", args.warm),
+        ("--all", args.all),
+        ("--csv", args.csv),
+        ("--profile", args.profile.is_some()),
+    ];
+    if let Some((option, _)) = refused.into_iter().find(|(_, given)| *given) {
+        let why = format!("suite: latency is one layer in processes of its own, and {option} says nothing about it");
+        return Err(Error::Parse(why).into());
+    }
+    if args.report.is_some() {
+        let why = "suite: latency writes lines with --out FILE, of which `regard report FILE` makes a page; --report does not";
         return Err(Error::Parse(why.into()).into());
     }
     let mut file = args.out.as_deref().map(Target::create).transpose()?;

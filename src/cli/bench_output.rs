@@ -19,7 +19,7 @@ pub(super) enum Form {
 }
 
 /// Keys of a line that are one value each, in the order of their columns.
-const COLUMNS: [&str; 40] = [
+const COLUMNS: [&str; 47] = [
     "date",
     "version",
     "commit",
@@ -35,6 +35,8 @@ const COLUMNS: [&str; 40] = [
     "dispatches",
     "flops",
     "flops_exact",
+    "flops_f16",
+    "flops_matrices",
     "bytes",
     "peak_bytes",
     "max_error",
@@ -55,8 +57,13 @@ const COLUMNS: [&str; 40] = [
     "tflops_exact",
     "gbps",
     "bound",
+    "bound_arithmetic",
     "bound_share",
     "bound_per_second",
+    "peak_f32",
+    "peak_f16",
+    "peak_matrices",
+    "peak_bandwidth",
     "ratio",
     "skipped",
     "failed",

@@ -5,8 +5,6 @@ use std::io::{self, Write};
 use anstyle::{AnsiColor, Style};
 use regard::Device;
 use regard::bench::{Bench, Bound, Check, Line, Roofline, Timing, Versus, Work};
-use regard::capabilities::Backend;
-use regard::gpu::adapters;
 
 use super::text::{bytes, counted, duration, rate, significant, wrap};
 
@@ -20,16 +18,13 @@ const YELLOW: Style = AnsiColor::Yellow.on_default();
 
 /// Device, driver, interface and clock, then the column titles.
 pub(crate) fn header(out: &mut impl Write, device: &Device, bench: &Bench) -> io::Result<()> {
-    let name = device.name();
-    let on_gpu = device.capabilities().backend == Backend::Gpu;
-    let listed = if on_gpu { adapters() } else { Vec::new() };
-    match listed.into_iter().find(|adapter| adapter.describe() == name) {
-        Some(adapter) => {
-            writeln!(out, "adapter    {}", adapter.name)?;
-            writeln!(out, "driver     {}", adapter.driver)?;
-            writeln!(out, "interface  {}", adapter.interface)?;
+    match bench.adapter() {
+        Some([adapter, driver, interface]) => {
+            writeln!(out, "adapter    {adapter}")?;
+            writeln!(out, "driver     {driver}")?;
+            writeln!(out, "interface  {interface}")?;
         }
-        None => writeln!(out, "device     {name}")?,
+        None => writeln!(out, "device     {}", device.name())?,
     }
     writeln!(out, "because    {}", wrap(device.reason(), 11).trim_start())?;
     writeln!(out, "clock      {}", wrap(&bench.clock(), 11).trim_start())?;
@@ -89,7 +84,7 @@ fn beside(problem: &str, numbers: &str) -> String {
 fn numbers(timing: &Timing, check: &Check) -> String {
     row([
         duration(timing.median_ms),
-        format!("{:.1} %", 100.0 * timing.iqr_ms / timing.median_ms),
+        format!("{:.1} %", 100.0 * timing.spread()),
         significant(timing.tflops),
         significant(timing.tflops_exact),
         significant(timing.gbps),
@@ -117,9 +112,10 @@ fn details(work: &Work, check: Option<&Check>, timing: Option<&Timing>) -> Strin
         let (low, high) = (duration(timing.p05_ms), duration(timing.p95_ms));
         let (runs, cache) = (timing.runs, &timing.cache);
         text += &format!("; {runs} runs{outliers}, caches {cache}, 90 % within {low} and {high}");
-        if let Some(Bound { bound, bound_share, bound_per_second }) = &timing.bound {
-            let unit = if bound == "bandwidth" { "B/s" } else { "FLOP/s" };
-            text += &format!("; {:.0} % of {bound} at {}", 100.0 * bound_share, rate(*bound_per_second, unit));
+        if let Some(bound) = &timing.bound {
+            let Bound { bound_share, bound_per_second, .. } = bound;
+            let unit = if bound.bound == "bandwidth" { "B/s" } else { "FLOP/s" };
+            text += &format!("; {:.0} % of {} at {}", 100.0 * bound_share, bound.name(), rate(*bound_per_second, unit));
         }
     }
     if let Some(check) = check {

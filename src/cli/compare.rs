@@ -3,11 +3,13 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use regard::bench::{Basis, Comparison, Devices, Entry, Ratio, Run, Side, Spread, Verdict, compare};
+use regard::bench::{
+    Basis, Comparison, Devices, Entry, LatencyEntry, Ratio, Run, Side, Spread, Verdict, compare, compare_latencies,
+};
 use serde::Serialize;
 
 use super::text::{duration, wrap};
-use super::{Ending, Result};
+use super::{Ending, Result, compare_latency};
 
 /// Columns before the numbers; a longer problem has a line of its own.
 const PROBLEM: usize = 48;
@@ -50,6 +52,13 @@ struct JsonEntry<'a> {
 }
 
 #[derive(Serialize)]
+struct JsonLatency<'a> {
+    schema: &'static str,
+    #[serde(flatten)]
+    entry: &'a LatencyEntry,
+}
+
+#[derive(Serialize)]
 struct JsonSummary {
     schema: &'static str,
     mean_ratio: Option<f64>,
@@ -69,20 +78,36 @@ const SCHEMA: &str = "regard.compare/1";
 pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
     let (old, new) = (Run::read(&args.old)?, Run::read(&args.new)?);
     let devices = if args.across_devices { Devices::Any } else { Devices::Same };
-    let comparison = compare(&old, &new, devices)?;
+    let latencies = compare_latencies(&old, &new, devices);
+    // Where first results are all that there is, there is nothing else to miss.
+    let only_latencies = !latencies.is_empty() && (old.lines.is_empty() || new.lines.is_empty());
+    let comparison = if only_latencies { Comparison { entries: Vec::new() } } else { compare(&old, &new, devices)? };
+    let late = args.fail_if_slower.map_or(0, |threshold| latencies.iter().filter(|l| l.slower_than(threshold)).count());
     let alarms = args.fail_if_slower.map(|threshold| alarms(&comparison, threshold));
     if args.json {
-        json(out, &comparison, alarms.as_ref().map(Vec::len))?;
+        for entry in &latencies {
+            let entry = JsonLatency { schema: "regard.compare.latency/1", entry };
+            writeln!(out, "{}", serde_json::to_string(&entry).map_err(io::Error::from)?)?;
+        }
+        json(out, &comparison, alarms.as_ref().map(|alarms| alarms.len() + late))?;
     } else {
         for (title, run) in [("old", &old), ("new", &new)] {
             writeln!(out, "{}", wrap(&format!("{title}  {}", describe(run)), 0))?;
         }
-        table(out, &comparison)?;
+        if !only_latencies {
+            table(out, &comparison)?;
+        }
+        if !latencies.is_empty() {
+            compare_latency::table(out, &latencies)?;
+        }
         if let (Some(alarms), Some(threshold)) = (&alarms, args.fail_if_slower) {
-            verdict(out, alarms, threshold)?;
+            if !only_latencies {
+                verdict(out, alarms, threshold)?;
+            }
+            compare_latency::verdict(out, &latencies, threshold)?;
         }
     }
-    Ok(if alarms.is_some_and(|alarms| !alarms.is_empty()) { Ending::CheckFailed } else { Ending::Good })
+    Ok(if late > 0 || alarms.is_some_and(|alarms| !alarms.is_empty()) { Ending::CheckFailed } else { Ending::Good })
 }
 
 fn alarms(comparison: &Comparison, threshold: f64) -> Vec<&Entry> {
@@ -124,7 +149,7 @@ fn describe(run: &Run) -> String {
         dates.iter().min().into_iter().chain(dates.iter().max()).filter(|day| !day.is_empty()).collect();
     days.dedup();
     let days = days.into_iter().copied().collect::<Vec<_>>().join(" to ");
-    let count = run.lines.len();
+    let count = run.lines.len() + run.latencies.len();
     let lines = format!("{}: {count} line{}", run.name, if count == 1 { "" } else { "s" });
     let parts = [vec![lines], versions, vec![days]].concat();
     parts.into_iter().filter(|part| !part.is_empty()).collect::<Vec<_>>().join(", ")

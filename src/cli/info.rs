@@ -20,7 +20,7 @@ pub(crate) struct Args {
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
-    /// Measures what a device can do at most, anew, and keeps it for `regard bench`; takes a few seconds
+    /// Measures what a device can do at most, and keeps it for `regard bench` where it is better than what is known; takes a few seconds
     #[arg(long)]
     roofline: bool,
     /// The device to measure: auto, gpu, cpu, or part of an adapter's name

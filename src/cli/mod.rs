@@ -5,6 +5,7 @@ mod bench_output;
 mod bench_table;
 mod bench_tasks;
 mod compare;
+mod compare_latency;
 mod embed;
 mod info;
 mod latency;

@@ -27,11 +27,11 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
 }
 
 fn lines(runs: &[Run]) -> usize {
-    runs.iter().map(|run| run.lines.len()).sum()
+    runs.iter().map(|run| run.lines.len() + run.latencies.len()).sum()
 }
 
 /// Writes the report on these runs.
-pub(crate) fn write(path: &Path, runs: &[Run]) -> regard::Result<()> {
+fn write(path: &Path, runs: &[Run]) -> regard::Result<()> {
     let fail = |error: io::Error| Error::File { path: path.display().to_string(), message: error.to_string() };
     std::fs::write(path, html(runs)).map_err(fail)
 }

@@ -17,7 +17,7 @@ pub(super) const INK: RGBColor = RGBColor(0x33, 0x33, 0x34);
 const GRID: RGBColor = RGBColor(0xE2, 0xE2, 0xE3);
 
 /// After Okabe and Ito, darkened until each is seen on white; the style sheet has brighter ones for dark.
-const COLOURS: [RGBColor; 8] = [
+pub(super) const COLOURS: [RGBColor; 8] = [
     RGBColor(0x00, 0x72, 0xB2),
     RGBColor(0xC4, 0x4E, 0x01),
     RGBColor(0x00, 0x7F, 0x5C),
@@ -57,7 +57,12 @@ pub(super) struct Legend {
 pub(super) struct Style {
     pub(super) colour: RGBColor,
     shape: usize,
+    /// Marks are outlines and lines are dashed.
+    open: bool,
 }
+
+/// Shapes of marks: circle, square, and triangle, diamond and triangle again.
+const SHAPES: usize = 5;
 
 /// A linear axis with its ticks.
 #[derive(Debug, Clone)]
@@ -165,9 +170,27 @@ pub(super) fn text_style() -> TextStyle<'static> {
 }
 
 impl Style {
-    /// That of the series with this index. Colour and shape repeat after different counts.
+    /// That of the series with this index. Marks repeat after ten, colours after eight.
     pub(super) fn of(index: usize) -> Self {
-        Self { colour: COLOURS[index % COLOURS.len()], shape: index % 5 }
+        let open = index / SHAPES % 2 == 1;
+        Self { colour: COLOURS[index % COLOURS.len()], shape: index % SHAPES, open }
+    }
+
+    /// What tells the mark from others without its colour.
+    #[cfg(test)]
+    pub(super) fn mark_name(self) -> (usize, bool) {
+        (self.shape, self.open)
+    }
+
+    /// Draws a line through points, in dashes where marks are open.
+    pub(super) fn line(self, chart: &mut Chart, points: impl IntoIterator<Item = (f64, f64)>) {
+        let stroke = self.colour.stroke_width(2);
+        if self.open {
+            let points: Vec<_> = points.into_iter().collect();
+            chart.draw_series(DashedLineSeries::new(points, 6, 4, stroke)).expect(INTO_A_STRING);
+        } else {
+            chart.draw_series(LineSeries::new(points, stroke)).expect(INTO_A_STRING);
+        }
     }
 
     /// As the SVG has it.
@@ -189,24 +212,34 @@ impl Style {
 
     /// Draws the mark at a point of the chart.
     pub(super) fn mark(self, chart: &mut Chart, at: (f64, f64)) {
+        let filled = if self.open { self.colour.stroke_width(2) } else { self.colour.filled() };
         if self.shape == 0 {
-            chart.draw_series([Circle::new(at, 5, self.colour.filled())]).expect(INTO_A_STRING);
+            chart.draw_series([Circle::new(at, 5, filled)]).expect(INTO_A_STRING);
             return;
         }
         let corners = self.corners(chart.backend_coord(&at));
         let area = chart.plotting_area().strip_coord_spec();
         let (left, top) = area.get_base_pixel();
-        let corners: Vec<_> = corners.into_iter().map(|(x, y)| (x - left, y - top)).collect();
-        area.draw(&Polygon::new(corners, self.colour.filled())).expect(INTO_A_STRING);
+        let mut corners: Vec<_> = corners.into_iter().map(|(x, y)| (x - left, y - top)).collect();
+        if self.open {
+            corners.push(corners[0]);
+            area.draw(&PathElement::new(corners, filled)).expect(INTO_A_STRING);
+        } else {
+            area.draw(&Polygon::new(corners, filled)).expect(INTO_A_STRING);
+        }
     }
 
     /// Its line in a legend; a bare block of colour for what has no marks.
     pub(super) fn legend(self, label: String, kind: LegendKind) -> Legend {
         let corners: Vec<_> = self.corners((9, 6)).into_iter().map(|(x, y)| format!("{x},{y}")).collect();
         let hex = self.hex();
+        let paint = match self.open {
+            true => format!("fill=\"none\" stroke-width=\"2\" stroke=\"{hex}\""),
+            false => format!("fill=\"{hex}\""),
+        };
         let mark = match kind {
-            LegendKind::Mark if self.shape == 0 => format!("<circle fill=\"{hex}\" cx=\"9\" cy=\"6\" r=\"5\"/>"),
-            LegendKind::Mark => format!("<polygon fill=\"{hex}\" points=\"{}\"/>", corners.join(" ")),
+            LegendKind::Mark if self.shape == 0 => format!("<circle {paint} cx=\"9\" cy=\"6\" r=\"5\"/>"),
+            LegendKind::Mark => format!("<polygon {paint} points=\"{}\"/>", corners.join(" ")),
             LegendKind::Block => format!("<rect fill=\"{hex}\" x=\"3\" y=\"0\" width=\"12\" height=\"12\"/>"),
         };
         Legend { mark, colour: hex, label }

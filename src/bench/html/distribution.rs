@@ -17,10 +17,11 @@ pub(super) const ROW: u32 = 42;
 const BINS: usize = 60;
 
 pub(super) fn figure(items: &[Item], columns: &[Column]) -> Figure {
-    let with_samples = |item: &&Item| item.timing().is_some_and(|timing| timing.samples_ms.len() > 1);
+    let with_samples =
+        |item: &&Item| item.timing().is_some_and(|timing| timing.samples_ms.len() > 1 && timing.median_ms > 0.0);
     let mut shown: Vec<&Item> = items.iter().filter(with_samples).collect();
     let all = shown.len();
-    let spread = |item: &Item| item.timing().map_or(0.0, |timing| timing.iqr_ms / timing.median_ms);
+    let spread = |item: &Item| item.timing().map_or(0.0, Timing::spread);
     shown.sort_by(|a, b| spread(b).total_cmp(&spread(a)));
     shown.truncate(MOST);
     shown.sort_by_key(|item| item.number);

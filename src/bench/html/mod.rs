@@ -3,8 +3,11 @@
 //! Its text is in `templates/`, where values are escaped; plots are SVG in colours that the style sheet maps to light and dark.
 
 mod chart;
+#[cfg(test)]
+mod colours;
 mod distribution;
 mod item;
+mod latency;
 mod roofline;
 mod table;
 mod throughput;
@@ -14,6 +17,7 @@ use askama::Template;
 
 use self::chart::Figure;
 use self::item::{Column, Item, columns, items};
+use self::latency::{Latencies, latencies};
 use self::table::{Card, Matrix, Row, cards, matrix, rows};
 use super::run::Run;
 
@@ -27,6 +31,7 @@ struct Page {
     matrix: Option<Matrix>,
     figures: Vec<Figure>,
     rows: Vec<Row>,
+    latencies: Option<Latencies>,
     warnings: Vec<String>,
     version: &'static str,
 }
@@ -46,8 +51,9 @@ pub fn html(runs: &[Run]) -> String {
         subtitle: subtitle(runs, &items),
         cards: cards(&items, &columns),
         matrix: matrix(&items, &columns),
-        figures: figures.into(),
+        figures: if items.is_empty() { Vec::new() } else { figures.into() },
         rows: rows(&items, &columns),
+        latencies: latencies(runs),
         warnings: warnings(&items),
         version: env!("CARGO_PKG_VERSION"),
     };
@@ -56,6 +62,7 @@ pub fn html(runs: &[Run]) -> String {
 
 fn title(columns: &[Column]) -> String {
     match columns {
+        [] => "First results".into(),
         [column] => format!("Attention on {}", column.device_name()),
         _ => format!("Attention, {} side by side", columns.len()),
     }
@@ -74,6 +81,9 @@ fn subtitle(runs: &[Run], items: &[Item]) -> String {
         [day] => format!(" on {day}"),
         [first, .., last] => format!(" from {first} to {last}"),
     };
+    if items.is_empty() {
+        return "How long programs wait for their first result".into();
+    }
     let plural = if measured == 1 { "" } else { "s" };
     format!("{measured} line{plural} measured{days}; {failed} wrong, {skipped} skipped")
 }

@@ -1,7 +1,7 @@
 //! Cards and tables of the report, as text.
 
 use super::item::{Column, Item};
-use super::roofline::Peaks;
+use super::roofline::Ceilings;
 use crate::bench::numbers::{bytes, duration, rate, significant};
 
 /// A device.
@@ -43,11 +43,11 @@ pub(super) struct Row {
 }
 
 impl Cell {
-    fn of(value: f64, text: String) -> Self {
+    pub(super) fn of(value: f64, text: String) -> Self {
         Self { text, detail: String::new(), value: value.to_string() }
     }
 
-    fn none() -> Self {
+    pub(super) fn none() -> Self {
         Self { text: "–".into(), ..Self::default() }
     }
 }
@@ -61,12 +61,16 @@ pub(super) fn cards(items: &[Item], columns: &[Column]) -> Vec<Card> {
     let card = |(at, column): (usize, &Column)| {
         let first = items.iter().find(|item| item.column == at)?.line;
         let mine = || items.iter().filter(move |item| item.column == at);
-        let peaks = Peaks::of(items, at);
+        let ceilings = Ceilings::of(items, at);
         let clock = mine().find_map(|item| item.timing()).map_or(String::new(), |timing| timing.clock.clone());
         let mut commit = first.commit.as_ref().map_or(String::new(), |commit| format!(", commit {commit}"));
         commit.insert_str(0, &first.version);
         let program = format!("{} {commit}", first.peer.as_deref().unwrap_or("regard"));
-        let per_second = |value: Option<f64>, unit| value.map_or(String::new(), |value| rate(value, unit));
+        let arithmetic = ceilings.arithmetic.iter().map(|(name, peak)| {
+            let name = if name.is_empty() { String::new() } else { format!(" ({name})") };
+            format!("{}{name}", rate(*peak, "FLOP/s"))
+        });
+        let arithmetic = arithmetic.collect::<Vec<_>>().join(", ");
         let facts = [
             ("device", column.device().to_owned()),
             ("driver", first.driver.clone()),
@@ -76,8 +80,8 @@ pub(super) fn cards(items: &[Item], columns: &[Column]) -> Vec<Card> {
             ("program", program),
             ("measured", first.date.clone()),
             ("clock", clock),
-            ("arithmetic", per_second(peaks.arithmetic, "FLOP/s")),
-            ("memory", per_second(peaks.bandwidth, "B/s")),
+            ("arithmetic", arithmetic),
+            ("memory", ceilings.bandwidth.map_or(String::new(), |bytes| rate(bytes, "B/s"))),
             ("lines", mine().count().to_string()),
         ];
         let facts = facts.into_iter().filter(|(_, text)| !text.is_empty()).collect();
@@ -164,10 +168,10 @@ pub(super) fn rows(items: &[Item], columns: &[Column]) -> Vec<Row> {
 fn cells(item: &Item) -> Vec<Cell> {
     let Some(timing) = item.timing() else { return vec![Cell::none(); 6] };
     let positive = |value: f64, text: String| if value > 0.0 { Cell::of(value, text) } else { Cell::none() };
-    let spread = timing.iqr_ms / timing.median_ms;
+    let spread = timing.spread();
     let outer = format!("{} to {}", duration(timing.p05_ms), duration(timing.p95_ms));
     let bound = timing.bound.as_ref().map(|bound| Cell {
-        detail: bound.bound.clone(),
+        detail: bound.name(),
         ..Cell::of(bound.bound_share, format!("{:.0} %", 100.0 * bound.bound_share))
     });
     let error =

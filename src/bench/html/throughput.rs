@@ -1,8 +1,6 @@
 //! Throughput against the number of keys.
 
-use plotters::prelude::*;
-
-use super::chart::{Figure, INTO_A_STRING, LegendKind, Style, draw, inner, log_axis, plain, told, unit};
+use super::chart::{Figure, LegendKind, Style, draw, inner, log_axis, plain, told, unit};
 use super::item::{Column, Item};
 use crate::bench::numbers::rate;
 use crate::tensor::Dtype;
@@ -34,8 +32,7 @@ pub(super) fn figure(items: &[Item], columns: &[Column]) -> Figure {
             for (index, (label, points)) in series.iter().enumerate() {
                 let style = Style::of(index);
                 let at = |point: &Point| (point.0.log2(), (scale * point.1).log10());
-                let line = LineSeries::new(best(points).into_iter().map(at), style.colour.stroke_width(2));
-                chart.draw_series(line).expect(INTO_A_STRING);
+                style.line(chart, best(points).into_iter().map(at));
                 for point in points {
                     style.mark(chart, at(point));
                     shown.push((chart.backend_coord(&at(point)), point.2.clone()));
