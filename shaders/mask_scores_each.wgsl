@@ -51,17 +51,6 @@ fn main(
     if at >= params.count {
         return;
     }
-    let row = at / params.seq_kv % params.seq_q;
-    let head = at / (params.seq_kv * params.seq_q) % params.heads;
-    let batch = at / (params.seq_kv * params.seq_q * params.heads);
-    let s = sequence_at(batch, row);
-    let i = row - s.q_begin;
-    let j = at % params.seq_kv - s.k_begin; // a key before the first wraps around
-    let is_other = params.own_batch != 0u && s.index != batch;
-    if i >= s.q_count || j >= s.k_count || is_other {
-        y[at] = Elem(params.excluded);
-        return;
-    }
-    let score = biased(sloped(capped(f32(x[at])), s, head, i, j), s, head, i, j);
-    y[at] = Elem(select(params.fill, score, allowed(s, head, i, j)));
+    take_row(at / params.seq_kv);
+    y[at] = Elem(masked(f32(x[at]), at));
 }

@@ -21,7 +21,7 @@ pub enum Strategy {
     /// heads wider than 512 on a GPU, and options that together bind more buffers than the device has.
     #[default]
     Auto,
-    /// matmul, mask_scores, softmax, matmul; scores are stored in f32.
+    /// matmul, mask_scores, softmax, matmul, of which the second and third become one step; scores are stored in f32.
     Unfused,
     /// One pass over the keys, or one over each of several shares of them where queries are few; scores are never stored.
     Fused,

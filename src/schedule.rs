@@ -119,10 +119,12 @@ impl Schedule {
         let chooser = Chooser { capabilities, options, table };
         check_forced(graph, options)?;
         let mut graph = chooser.lowered(graph)?;
-        if options.rewrites != Rewrites::NONE && options.techniques.iter().all(|(op, _)| op != "elementwise") {
+        let rewrites =
+            options.rewrites.suited(capabilities, |op| options.techniques.iter().any(|(asked, _)| asked == op));
+        if rewrites != Rewrites::NONE {
             let graph = graph.to_mut();
             graph.nodes = needed(graph).into_iter().cloned().collect();
-            options.rewrites.apply(graph);
+            rewrites.apply(graph);
         }
         let graph = &*graph;
         let nodes = needed(graph);

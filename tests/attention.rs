@@ -485,16 +485,16 @@ fn steps_leave_the_output_alone(subject: &Subject) -> Verdict {
     let inputs: Vec<(&str, &HostTensor)> = inputs.iter().map(|(name, tensor)| (*name, tensor)).collect();
     for strategy in [Strategy::Auto, Strategy::Unfused] {
         let mut with_steps = Graph::new();
-        let qkv = [0, 1, 2].map(|index: usize| {
-            let (name, tensor) = inputs[index];
-            with_steps.input(name, tensor.desc().clone()).expect("a new name")
-        });
+        let mut input = |at: usize| with_steps.input(inputs[at].0, inputs[at].1.desc().clone()).expect("a new name");
+        let qkv = [0, 1, 2].map(&mut input);
         let steps = with_steps.attention_steps(qkv, &Attention { strategy, ..options })?;
         let outputs = [("y", steps.output), ("weights", steps.weights), ("lse", steps.lse)];
         outputs.into_iter().try_for_each(|(name, tensor)| with_steps.output(name, tensor))?;
         let got = Plan::new(&subject.device, &with_steps)?.run(&inputs)?;
-        let wanted = run_once(&subject.device, &graph(&problem, strategy), &inputs)?;
-        assert_eq!(got["y"], wanted, "{strategy:?} on {}", subject.name);
+        // Scores that are looked at are masked in a step of their own, and its softmax may add up in another order.
+        let apart = PlanOptions { rewrites: regard::Rewrites::NONE, ..PlanOptions::default() };
+        let wanted = Plan::with_options(&subject.device, &graph(&problem, strategy), &apart)?.run(&inputs)?;
+        assert_eq!(got["y"], wanted["y"], "{strategy:?} on {}", subject.name);
     }
     Ok(Completion::Completed)
 }

@@ -15,7 +15,7 @@ use crate::mask::Masking;
 use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
 use crate::ops::definition::Definition;
 use crate::ops::mask_cases::{MaskCase, mask_cases, serving_cases};
-use crate::ops::masks::{Checked, RuleParams, ScoreRule, to_rank_4};
+use crate::ops::masks::{Checked, MASKED_ROW, RuleParams, ScoreRule, to_rank_4};
 use crate::ops::{EPSILON_F16, EPSILON_F32};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
@@ -215,7 +215,8 @@ impl MaskScores {
 
     fn each(&self, scores: &TensorDesc, checked: &Checked, capabilities: &Capabilities) -> Option<Launch> {
         let mut bindings = Bindings::in_order(1, 1);
-        let (libraries, mut constants) = checked.link(&mut bindings);
+        let (mut libraries, mut constants) = checked.link(&mut bindings);
+        libraries.push(MASKED_ROW);
         constants.push(("Elem", Constant::Scalar(scores.dtype)));
         let shader = Shader { main: EACH, libraries, constants };
         if shader.needs_f16() && !capabilities.f16 {

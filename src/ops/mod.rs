@@ -30,6 +30,7 @@ mod lstm_cases;
 mod lstm_reference;
 mod mask_cases;
 mod mask_scores;
+mod masked_softmax;
 mod masks;
 mod matmul;
 mod matrix_chain;
@@ -75,6 +76,7 @@ pub use locally_connected::LocallyConnected;
 pub use log_sum_exp::{LogSumExp, LogSumExpRows};
 pub use lstm::{Direction, Gate, Lstm, LstmOptions, LstmOutputs, LstmTensors, MaskedOutput};
 pub use mask_scores::{MaskScores, ScoreMasks};
+pub use masked_softmax::MaskedSoftmax;
 pub use masks::ScoreRule;
 pub use matmul::{Epilogue, MatMul, Zeros};
 pub use matrix_chain::MatrixChain;
@@ -116,6 +118,7 @@ pub const REGISTRY: &[Entry] = &[
     Entry { name: "softmax", cases: softmax::cases },
     Entry { name: "log_sum_exp", cases: log_sum_exp::cases },
     Entry { name: "mask_scores", cases: mask_scores::cases },
+    Entry { name: "masked_softmax", cases: masked_softmax::cases },
     Entry { name: "split_heads", cases: split_heads::cases },
     Entry { name: "merge_heads", cases: merge_heads::cases },
     Entry { name: "concat", cases: concat::cases },

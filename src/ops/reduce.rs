@@ -17,7 +17,7 @@ use crate::cpu::kernels::reduce as kernel;
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
 use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
-use crate::ops::{EPSILON_F16, EPSILON_F32};
+use crate::ops::{EPSILON_F16, EPSILON_F32, row_rounds};
 use crate::shader::{Constant, Shader, Source, params, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
@@ -154,8 +154,9 @@ impl Op for Reduce {
             Backend::Gpu => {
                 let launch = |main| self.launch(main, &sets, inputs[0].dtype, capabilities);
                 let along_rows = sets.reduced.last().is_some_and(|axis| axis.strides[0] == 1);
-                let mut launches = vec![launch(TREE)];
-                if sets.count * sets.reduced.len().max(1) <= MAX_ALONE {
+                let steps = sets.count * sets.reduced.len().max(1);
+                let mut launches = Vec::from_iter(capabilities.completes(row_rounds(steps)).then(|| launch(TREE)));
+                if steps <= MAX_ALONE {
                     // Few elements leave most lanes of a workgroup idle.
                     launches.insert(usize::from(along_rows && sets.count >= 16), launch(EACH));
                 }

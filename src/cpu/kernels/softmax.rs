@@ -5,7 +5,9 @@
 
 use super::args::{Elements, ElementsMut};
 use super::exp::exp;
+use super::mask::{MIN_SCORES, MaskScoresArgs, mask_row};
 use super::scratch::{Arena, with_scratch};
+use super::sequence::with_sequences;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -87,6 +89,41 @@ pub fn softmax(args: &SoftmaxArgs, out: ElementsMut) {
             rows.for_each(|(index, out)| converted_row(input, index, rule(index), ElementsMut::BF16(out)));
         }
     }
+}
+
+/// Computes what [`softmax`] makes of [`mask_scores`](super::mask::mask_scores), row by row.
+pub fn masked_softmax(args: &MaskScoresArgs, sinks: Option<RowSinks>, out: ElementsMut) {
+    let [batch, _, seq_q, seq_kv] = args.sizes;
+    if args.sizes.contains(&0) {
+        return;
+    }
+    let min_rows = MIN_SCORES.div_ceil(seq_kv);
+    with_sequences(&args.masking, batch, [seq_q, seq_kv], |sequences| {
+        let of_row = |index: usize, mut out: ElementsMut| {
+            with_scratch(|lines| {
+                let mut arena = Arena::new(lines, 8 * seq_kv, 2);
+                let (scores, weights): (&mut [f32], &mut [f32]) = (arena.take(seq_kv), arena.take(seq_kv));
+                mask_row(args, sequences, index, &mut ElementsMut::F32(&mut *scores));
+                let sink = sinks.map_or(f32::NEG_INFINITY, |sinks| sinks.of(index));
+                row(scores, RowRule { scale: 1.0, sink }, weights);
+                out.write(0, weights);
+            });
+        };
+        match out {
+            ElementsMut::F32(out) => {
+                let rows = out.par_chunks_exact_mut(seq_kv).enumerate().with_min_len(min_rows);
+                rows.for_each(|(index, out)| of_row(index, ElementsMut::F32(out)));
+            }
+            ElementsMut::F16(out) => {
+                let rows = out.par_chunks_exact_mut(seq_kv).enumerate().with_min_len(min_rows);
+                rows.for_each(|(index, out)| of_row(index, ElementsMut::F16(out)));
+            }
+            ElementsMut::BF16(out) => {
+                let rows = out.par_chunks_exact_mut(seq_kv).enumerate().with_min_len(min_rows);
+                rows.for_each(|(index, out)| of_row(index, ElementsMut::BF16(out)));
+            }
+        }
+    });
 }
 
 /// What is done to the elements of one row, and what comes to their sum.
