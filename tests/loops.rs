@@ -14,7 +14,10 @@ use regard::capabilities::{Backend, Capabilities};
 use regard::case::{Case, CaseInput};
 use regard::compare::Tolerance;
 use regard::op::{Op, Technique};
-use regard::ops::{AttentionFused, AttentionSplit, Gru, LinearAttention, Lstm, MatMul, Operands, ScoreRule, Softmax};
+use regard::ops::{
+    AttentionFused, AttentionSplit, Gru, LinearAttention, Lstm, MatMul, Operands, Reduce, ReducedAxes, Reduction,
+    ScoreRule, Softmax,
+};
 use regard::verify::Prepared;
 use regard::{Attention, Device, Dtype, Graph, HostTensor, Plan, TensorDesc};
 use turns::in_turn;
@@ -125,6 +128,12 @@ fn growing() -> Vec<Growing> {
             }),
             inputs: |seq| [2, 1, 1].map(|heads| (Dtype::F32, vec![1, seq, heads * 40], 0.1)).to_vec(),
             step: 1,
+        },
+        Growing {
+            name: "sum",
+            op: Arc::new(Reduce { reduction: Reduction::Sum, axes: vec![1], reduced: ReducedAxes::Kept }),
+            inputs: |length| vec![(Dtype::F32, vec![1, length], 1.0)],
+            step: 256,
         },
         Growing {
             name: "softmax",
