@@ -13,34 +13,6 @@ alias Elem = f32; // host
 
 const LOWEST: f32 = -3.4028234e38;
 
-struct Params {
-    rows: u32,
-    heads: u32,
-    seq_q: u32,
-    seq_kv: u32,
-    band_lower: i32,
-    band_upper: i32,
-    fill: f32,
-    excluded: f32,
-    softcap: f32,
-    band_follows: u32,
-    mask_keys: u32,
-    bias_keys: u32,
-    mask_batch: u32,
-    mask_head: u32,
-    mask_query: u32,
-    mask_key: u32,
-    bias_batch: u32,
-    bias_head: u32,
-    bias_query: u32,
-    bias_key: u32,
-    position: i32,
-    slope_sequence: u32,
-    sequences: u32,
-    own_batch: u32, // not zero where batch elements have the rows of one sequence each
-}
-
-@group(0) @binding(0) var<uniform> params: Params;
 @group(0) @binding(1) var<storage, read> x: array<Elem>;
 @group(0) @binding(2) var<storage, read_write> y: array<Elem>;
 
@@ -51,7 +23,7 @@ fn main(
     @builtin(local_invocation_index) lane: u32,
 ) {
     let row = workgroup.x + workgroup.y * workgroups.x;
-    if row >= params.rows {
+    if row >= params.count / params.seq_kv {
         return;
     }
     take_row(row);

@@ -1,6 +1,35 @@
-// The row of scores that an invocation works on, and what its mask makes of a score: softcap, then slopes, bias and mask; −inf
+// What mask_scores and masked_softmax are told, the row of scores that an invocation works on, and what its mask makes of a score: softcap, then slopes, bias and mask; −inf
 // where there is no query or no key, or not of this batch element's sequence. With queries_*, keys_*, allow_*, slopes_*, bias_*
 // and softcap_*.
+struct Params {
+    count: u32, // of scores
+    heads: u32,
+    seq_q: u32,
+    seq_kv: u32,
+    band_lower: i32,
+    band_upper: i32,
+    fill: f32,
+    excluded: f32,
+    softcap: f32,
+    band_follows: u32,
+    mask_keys: u32,
+    bias_keys: u32,
+    mask_batch: u32,
+    mask_head: u32,
+    mask_query: u32,
+    mask_key: u32,
+    bias_batch: u32,
+    bias_head: u32,
+    bias_query: u32,
+    bias_key: u32,
+    position: i32,
+    slope_sequence: u32,
+    sequences: u32,
+    own_batch: u32, // not zero where batch elements have the rows of one sequence each
+}
+
+@group(0) @binding(0) var<uniform> params: Params;
+
 struct Own {
     s: Sequence,
     head: u32,

@@ -16,10 +16,10 @@ use crate::op::Technique;
 use crate::ops::{
     AppendKv, Assign, AttentionCombine, AttentionSplit, AxisPadding, AxisSlice, Binary, Cast, Concat, Conv2d, Counted,
     Dequantize, Elementwise, Embedding, FmaChain, GatherPages, Gru, ImageLayout, LayerNorm, Layout, LinearAttention,
-    LocallyConnected, LogSumExp, Lstm, MaskScores, MatMul, MatrixChain, MaxPoolIndices, MergeHeads, NormRule, Operand,
-    Operands, Pad, Padding, Pairs, Pool2d, PoolKind, PositionRule, Quantize, Reduce, ReducedAxes, Reduction, RmsNorm,
-    Rotary, Rounding, ScoreRule, Slice, Softmax, SplitHeads, Statistics, Step, TensorScatter, Transpose, Unary,
-    Window2d, Wrap, matrix_chain_factor,
+    LocallyConnected, LogSumExp, Lstm, MaskScores, MaskedSoftmax, MatMul, MatrixChain, MaxPoolIndices, MergeHeads,
+    NormRule, Operand, Operands, Pad, Padding, Pairs, Pool2d, PoolKind, PositionRule, Quantize, Reduce, ReducedAxes,
+    Reduction, RmsNorm, Rotary, Rounding, ScoreRule, Slice, Softmax, SplitHeads, Statistics, Step, TensorScatter,
+    Transpose, Unary, Window2d, Wrap, matrix_chain_factor,
 };
 use crate::plan::PlanOptions;
 use crate::tensor::{Dtype, HostTensor, TensorDesc};
@@ -117,6 +117,12 @@ fn cases() -> Vec<Case> {
             softmax_tolerance(4096),
         ),
         Case::new("mask_scores b=1,h=16,s=1024,causal", mask_scores, vec![input(&[1, 16, 1024, 1024])], exact),
+        Case::new(
+            "masked_softmax b=1,h=16,s=1024,causal",
+            MaskedSoftmax { rule: mask_scores.rule, has_sinks: false },
+            vec![input(&[1, 16, 1024, 1024])],
+            softmax_tolerance(1024),
+        ),
         Case::new("split_heads b=8,s=1024,h=32,d=64", SplitHeads { heads: 32 }, vec![input(&[8, 1024, 2048])], exact),
         Case::new(
             "concat b=1,h=16,s=4096+4096,d=64",

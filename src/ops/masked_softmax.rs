@@ -13,15 +13,16 @@ use crate::cpu::kernels::mask::MaskScoresArgs;
 use crate::cpu::kernels::softmax::{RowSinks, masked_softmax};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
-use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
+use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold};
 use crate::ops::definition::Definition;
 use crate::ops::mask_cases::{MaskCase, mask_cases, serving_cases};
-use crate::ops::masks::{Checked, MASKED_ROW, RuleParams, ScoreRule, to_rank_4};
+use crate::ops::masked_rows::{MASKED_ROW, params};
+use crate::ops::masks::{Checked, ScoreRule, to_rank_4};
 use crate::ops::sinks::{check_sinks, rows_of_a_head, sinks};
 use crate::ops::{
     EPSILON_F16, EPSILON_F32, REDUCE_WORKGROUP, SINKS_BINDING, SINKS_DENSE, SINKS_NONE, ScoreMasks, row_rounds,
 };
-use crate::shader::{Constant, Shader, Source, params, wgsl};
+use crate::shader::{Constant, Shader, Source, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
 const ROW: Source = wgsl!("masked_softmax_row");
@@ -48,16 +49,6 @@ impl Graph {
         let (rule, tensors) = masks.rule();
         let inputs: Vec<Tensor> = [scores].into_iter().chain(tensors).chain(sinks).collect();
         Ok(self.add(MaskedSoftmax { rule, has_sinks: sinks.is_some() }, &inputs)?[0])
-    }
-}
-
-params! {
-    struct MaskedSoftmaxParams {
-        rows: u32, heads: u32, seq_q: u32, seq_kv: u32, band_lower: i32, band_upper: i32, fill: f32, excluded: f32,
-        softcap: f32, band_follows: u32, mask_keys: u32, bias_keys: u32,
-        mask_batch: u32, mask_head: u32, mask_query: u32, mask_key: u32,
-        bias_batch: u32, bias_head: u32, bias_query: u32, bias_key: u32, position: i32, slope_sequence: u32, sequences: u32,
-        own_batch: u32,
     }
 }
 
@@ -168,41 +159,9 @@ impl MaskedSoftmax {
         if (shader.needs_f16() && !capabilities.f16) || bindings.count() > capabilities.storage_buffers || !completes {
             return None;
         }
-        let own_batch = u32::from(self.rule.reads_batched_keys());
-        let params = MaskedSoftmaxParams { own_batch, ..params(to_rank_4(&scores.shape), checked.params()) };
+        let params = params(to_rank_4(&scores.shape), &self.rule, checked);
         let workgroups = if scores.is_empty() { [0; 3] } else { fold(scores.rows(), capabilities) };
-        Some(Launch { shader, params: params.into(), workgroups, bindings })
-    }
-}
-
-fn params([batch, heads, seq_q, seq_kv]: [usize; 4], rule: RuleParams) -> MaskedSoftmaxParams {
-    let [mask_batch, mask_head, mask_query, mask_key] = rule.mask;
-    let [bias_batch, bias_head, bias_query, bias_key] = rule.bias;
-    MaskedSoftmaxParams {
-        rows: index(batch * heads * seq_q),
-        heads: index(heads),
-        seq_q: index(seq_q),
-        seq_kv: index(seq_kv),
-        band_lower: rule.band.lower as i32,
-        band_upper: rule.band.upper as i32,
-        fill: rule.fill,
-        excluded: rule.excluded,
-        softcap: rule.softcap,
-        band_follows: rule.band_follows,
-        mask_keys: rule.mask_keys,
-        bias_keys: rule.bias_keys,
-        mask_batch,
-        mask_head,
-        mask_query,
-        mask_key,
-        bias_batch,
-        bias_head,
-        bias_query,
-        bias_key,
-        position: rule.position,
-        slope_sequence: rule.slope_sequence,
-        sequences: rule.sequences,
-        own_batch: 0,
+        Some(Launch { shader, params, workgroups, bindings })
     }
 }
 

@@ -18,8 +18,6 @@ const BIAS_NONE: Source = wgsl!("lib/bias_none");
 const BIAS_DENSE: Source = wgsl!("lib/bias_dense");
 const KEYS_LENGTHS: Source = wgsl!("lib/keys_lengths");
 const KEYS_PACKED: Source = wgsl!("lib/keys_packed");
-/// What a row makes of its scores; with what [`Checked::link`] returns.
-pub(super) const MASKED_ROW: Source = wgsl!("lib/masked_row");
 const PARTS_EACH: Source = wgsl!("lib/parts_each");
 const PARTS_PACKED: Source = wgsl!("lib/parts_packed");
 const SLOPES_NONE: Source = wgsl!("lib/slopes_none");

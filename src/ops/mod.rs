@@ -30,6 +30,7 @@ mod lstm_cases;
 mod lstm_reference;
 mod mask_cases;
 mod mask_scores;
+mod masked_rows;
 mod masked_softmax;
 mod masks;
 mod matmul;
