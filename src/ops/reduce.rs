@@ -31,9 +31,9 @@ const FOLD_MAX: Source = wgsl!("lib/fold_max");
 /// Most axes of a tensor.
 const MAX_RANK: usize = 6;
 
-/// Most elements, times reduced axes, that a lane walks alone: more takes long, and lavapipe ends a shader's loops
-/// after 65,535 rounds together.
-const MAX_ALONE: usize = 1 << 15;
+/// Most elements, times reduced axes, that a lane walks alone: more takes long, and drivers that end a shader's loops
+/// (`Capabilities::loop_rounds`) allow about two rounds for each.
+const MAX_ALONE: usize = 1 << 14;
 
 /// What a set of elements is reduced to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
