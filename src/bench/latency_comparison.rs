@@ -19,7 +19,7 @@ pub struct LatencyEntry {
     pub problem: String,
     /// `empty` or `filled`.
     pub caches: &'static str,
-    /// What was timed, as in [`LATENCY_PARTS`].
+    /// What was timed: a part of the first result, in words.
     pub part: &'static str,
     /// Median over the older run's processes.
     pub old_ms: f64,
