@@ -40,15 +40,6 @@ fn stage(tile: Tile, first_key: u32, lane: u32) {
     }
 }
 
-fn masked_row(tile: Tile, row: u32, key: u32, products: vec4<f32>) -> vec4<f32> {
-    return vec4(
-        masked(tile, row, key, products.x),
-        masked(tile, row, key + 1u, products.y),
-        masked(tile, row, key + 2u, products.z),
-        masked(tile, row, key + 3u, products.w),
-    );
-}
-
 fn greatest(scores: vec4<f32>) -> f32 {
     return max(max(scores.x, scores.y), max(scores.z, scores.w));
 }

@@ -20,15 +20,6 @@ const HEAD_PARTS: u32 = (HEAD_DIM + 3u) / 4u;
 const VALUE_PARTS: u32 = (VALUE_DIM + 3u) / 4u;
 const_assert KEYS == 4u && UNIT % KEYS == 0u;
 
-fn masked_row(tile: Tile, row: u32, key: u32, products: vec4<f32>) -> vec4<f32> {
-    return vec4(
-        masked(tile, row, key, products.x),
-        masked(tile, row, key + 1u, products.y),
-        masked(tile, row, key + 2u, products.z),
-        masked(tile, row, key + 3u, products.w),
-    );
-}
-
 // What a value adds to a row.
 fn weighted(weight: f32, value: vec4<f32>) -> vec4<f32> {
     if GUARDED {

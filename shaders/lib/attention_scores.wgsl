@@ -50,6 +50,16 @@ fn masked(tile: Tile, row: u32, key: u32, product: f32) -> f32 {
     return select(params.fill, score, allowed(tile.s, head, i, key));
 }
 
+// The same of four keys in a row.
+fn masked_row(tile: Tile, row: u32, key: u32, products: vec4<f32>) -> vec4<f32> {
+    return vec4(
+        masked(tile, row, key, products.x),
+        masked(tile, row, key + 1u, products.y),
+        masked(tile, row, key + 2u, products.z),
+        masked(tile, row, key + 3u, products.w),
+    );
+}
+
 // The base to the power of score − maximum, and zero for −inf whatever the maximum is.
 fn weights(scores: vec4<f32>, maximum: vec4<f32>) -> vec4<f32> {
     let excluded = vec4(is_excluded(scores.x), is_excluded(scores.y), is_excluded(scores.z), is_excluded(scores.w));
