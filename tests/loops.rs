@@ -1,5 +1,6 @@
-//! Loops come to their end: each technique whose loops grow with a size, at the largest size at which a driver that ends loops
-//! after so many rounds is offered it. On other devices the same sizes are so many more cases.
+//! Loops come to their end: each technique of the ops in [`growing`], at the largest size at which a driver that ends loops after so
+//! many rounds is offered it. On other devices the same sizes are so many more cases. What windows and rows of norms take is
+//! bounded too, and not run here.
 
 mod common;
 #[path = "common/turns.rs"]
