@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use crate::capabilities::Capabilities;
 use crate::case::Case;
 use crate::compare::{Comparison, NanMeans, Tolerance, compare};
 use crate::device::{Device, Inner};
@@ -73,6 +74,18 @@ pub fn cases(op: Option<&str>, case: Option<&str>) -> Vec<Case> {
     let entries = REGISTRY.iter().filter(|entry| op.is_none_or(|op| op == entry.name));
     let cases = entries.flat_map(|entry| (entry.cases)());
     cases.filter(|found| case.is_none_or(|case| found.name.contains(case))).collect()
+}
+
+/// The texts of what a driver compiles for a case: those of the GPU techniques that are offered with these capabilities. Cases that
+/// differ in nothing but parameters have the same, and a device that has run one compiles nothing for the others.
+pub fn kernels(case: &Case, capabilities: &Capabilities) -> Vec<String> {
+    let techniques = case.op.techniques(&case.descs(), capabilities).into_iter();
+    let text = |technique| match technique {
+        // A shader that cannot be written down fails where it is run.
+        Technique::Gpu(launch) => launch.shader.text().ok(),
+        Technique::Cpu(_) => None,
+    };
+    techniques.filter_map(text).collect()
 }
 
 impl Prepared {

@@ -1,5 +1,5 @@
 //! Every op × case × device: each technique that is offered against the reference; of attention, in turns ([`IN_TURN`]). Run-time
-//! checks are on for every other case.
+//! checks are on for every other kernel.
 //!
 //! Outputs start as NaN and are followed by guard bytes (`regard::verify`). A trial is named `op/case/device`.
 
@@ -7,6 +7,7 @@ mod common;
 #[path = "common/turns.rs"]
 mod turns;
 
+use std::collections::HashMap;
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
@@ -15,11 +16,13 @@ use libtest_mimic::Completion;
 use regard::capabilities::{Backend, Capabilities};
 use regard::case::Case;
 use regard::op::Technique;
-use regard::verify::{Outcome, Prepared, cases};
+use regard::verify::{Outcome, Prepared, cases, kernels};
 use turns::in_turn;
 
 fn main() -> ExitCode {
-    let trials = cases(None, None).into_iter().enumerate().flat_map(|(number, case)| {
+    let all = cases(None, None);
+    let numbers = turns_of(&all);
+    let trials = all.into_iter().zip(numbers).flat_map(|(case, number)| {
         let name = format!("{}/{}", case.op.name(), case.name);
         // One reference for all devices, computed by the first trial and dropped with the last.
         let prepared = OnceLock::new();
@@ -40,18 +43,33 @@ fn main() -> ExitCode {
     run(trials.chain(repeated).chain(of_subgroups).collect())
 }
 
+/// A number for each case, the same where kernels differ in nothing but their parameters: what is compiled for the first is there for
+/// the others, when they take the same turn.
+fn turns_of(cases: &[Case]) -> Vec<usize> {
+    let mut numbers = HashMap::new();
+    let number = |case: &Case| {
+        let next = numbers.len();
+        *numbers.entry(kernels(case, &roomy())).or_insert(next)
+    };
+    cases.iter().map(number).collect()
+}
+
+/// A device on which every kernel without matrices is offered.
+fn roomy() -> Capabilities {
+    Capabilities {
+        subgroups: Some((8, 8)),
+        storage_buffers: 32,
+        workgroup_memory: 32 << 10,
+        ..Capabilities::baseline_f16()
+    }
+}
+
 /// Of the cases that a kernel with subgroup operations takes, those that are run for each size of subgroups: one of so many.
 const SUBGROUP_STEP: usize = 83;
 
 /// Cases that a kernel with subgroup operations takes on a device that has them.
 fn with_subgroups() -> Vec<Case> {
-    let roomy = Capabilities {
-        subgroups: Some((8, 8)),
-        storage_buffers: 32,
-        workgroup_memory: 32 << 10,
-        ..Capabilities::baseline_f16()
-    };
-    cases(None, None).into_iter().filter(|case| subgroup_kernels(case, &roomy).next().is_some()).collect()
+    cases(None, None).into_iter().filter(|case| subgroup_kernels(case, &roomy()).next().is_some()).collect()
 }
 
 /// The kernels with subgroup operations that a device offers for a case.
@@ -112,7 +130,7 @@ const IN_TURN: [&str; 2] = ["attention_fused", "attention_split"];
 /// Which technique of a case is run where cases take turns.
 #[derive(Debug, Clone, Copy)]
 struct Turn {
-    /// The case's among all.
+    /// That of the case's kernels ([`turns_of`]).
     number: usize,
 }
 

@@ -1,13 +1,15 @@
 //! `regard verify`.
 
-use std::collections::BTreeSet;
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
 
 use rayon::prelude::*;
+use regard::capabilities::Capabilities;
 use regard::case::Case;
 use regard::gpu::adapters;
 use regard::ops::REGISTRY;
-use regard::verify::{Outcome, Prepared, cases};
+use regard::verify::{Outcome, Prepared, cases, kernels};
 use regard::{Checks, Device, DeviceOptions, Error, Select};
 use serde::Serialize;
 
@@ -37,6 +39,8 @@ pub(crate) struct Args {
 /// One technique on one case on one device.
 #[derive(Debug)]
 pub(crate) struct Finding {
+    /// Number of the case.
+    pub number: usize,
     /// Number of the device.
     pub device: usize,
     pub op: &'static str,
@@ -73,20 +77,25 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
     if !args.json {
         for (index, device) in devices.iter().enumerate() {
             let number = if devices.len() > 1 { format!(" {index}") } else { String::new() };
-            writeln!(out, "{}", wrap(&format!("device{number}: {device}"), 0))?;
+            writeln!(out, "{}", wrap(&format!("device{number}: {}", device.0[0]), 0))?;
         }
     }
     let progress = progress(cases.len() as u64);
     let mut findings = Vec::new();
-    for some in cases.chunks(2 * rayon::current_num_threads()) {
-        // Most of the time drivers compile, one pipeline a thread.
+    let groups = groups(&cases, &devices);
+    for some in groups.chunks(2 * rayon::current_num_threads()) {
+        // Most of the time drivers compile.
         let found: Vec<Vec<Finding>> = some
             .par_iter()
-            .map(|case| {
-                progress.set_message(format!("{} {}", case.op.name(), case.name));
-                let found = on_devices(case, &devices);
-                progress.inc(1);
-                found
+            .map(|group| {
+                let found = group.iter().flat_map(|&number| {
+                    let case = &cases[number];
+                    progress.set_message(format!("{} {}", case.op.name(), case.name));
+                    let found = on_devices(number, case, &devices);
+                    progress.inc(1);
+                    found
+                });
+                found.collect()
             })
             .collect();
         for finding in found.into_iter().flatten() {
@@ -96,6 +105,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
             findings.push(finding);
         }
     }
+    findings.sort_by_key(|finding| finding.number);
     progress.finish_and_clear();
     if !args.json {
         verify_table::print(out, &findings, devices.len())?;
@@ -103,14 +113,34 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
     Ok(ending(&findings))
 }
 
-fn on_devices(case: &Case, devices: &[Device]) -> Vec<Finding> {
+/// Numbers of cases, together where they have the same kernels.
+fn groups(cases: &[Case], devices: &[Adapter]) -> Vec<Vec<usize>> {
+    let mut groups: Vec<Vec<usize>> = Vec::new();
+    let mut known: HashMap<Vec<String>, usize> = HashMap::new();
+    for (number, case) in cases.iter().enumerate() {
+        let texts: Vec<_> = devices.iter().flat_map(|device| kernels(case, device.capabilities())).collect();
+        match known.entry(texts) {
+            // Without a kernel there is nothing to share.
+            Entry::Occupied(group) if !group.key().is_empty() => groups[*group.get()].push(number),
+            entry => {
+                entry.insert_entry(groups.len());
+                groups.push(vec![number]);
+            }
+        }
+    }
+    groups
+}
+
+fn on_devices(number: usize, case: &Case, devices: &[Adapter]) -> Vec<Finding> {
     let prepared = Prepared::new(case.clone());
-    let on = |(device, of): (usize, &Device)| {
-        let findings = prepared.run(of).into_iter().map(move |(technique, outcome)| (device, technique, outcome));
+    let on = |(device, of): (usize, &Adapter)| {
+        let findings =
+            prepared.run(of.mine()).into_iter().map(move |(technique, outcome)| (device, technique, outcome));
         findings.collect::<Vec<_>>()
     };
     let found = devices.iter().enumerate().flat_map(on);
     let finding = |(device, technique, outcome)| Finding {
+        number,
         device,
         op: case.op.name(),
         case: case.name.clone(),
@@ -142,15 +172,41 @@ fn selected(args: &Args) -> regard::Result<Vec<Case>> {
     Ok(found)
 }
 
-fn devices(args: &Args) -> regard::Result<Vec<Device>> {
+/// What is checked: a device, or one for each thread where it is a software device, which compiles for one thread at a time.
+#[derive(Debug)]
+struct Adapter(Vec<Device>);
+
+impl Adapter {
+    fn open(options: &DeviceOptions) -> regard::Result<Self> {
+        let first = Device::new(options)?;
+        let others = if first.capabilities().software { rayon::current_num_threads() - 1 } else { 0 };
+        let others = (0..others).map(|_| Device::new(options));
+        Ok(Self(std::iter::once(Ok(first)).chain(others).collect::<regard::Result<_>>()?))
+    }
+
+    /// The device of this thread.
+    fn mine(&self) -> &Device {
+        &self.0[rayon::current_thread_index().unwrap_or(0) % self.0.len()]
+    }
+
+    fn name(&self) -> String {
+        self.0[0].name()
+    }
+
+    fn capabilities(&self) -> &Capabilities {
+        self.0[0].capabilities()
+    }
+}
+
+fn devices(args: &Args) -> regard::Result<Vec<Adapter>> {
     let checks = if args.checked { Checks::Checked } else { Checks::Unchecked };
-    let open = |select| Device::new(&DeviceOptions { select, checks, ..DeviceOptions::default() });
+    let open = |select| Adapter::open(&DeviceOptions { select, checks, ..DeviceOptions::default() });
     if args.device != "all" {
         return Ok(vec![open(args.device.parse().unwrap_or_default())?]);
     }
     // An adapter is found by its whole description, which contains its name.
     let named = adapters().into_iter().map(|adapter| open(Select::Named(adapter.describe())));
-    std::iter::once(Ok(Device::cpu())).chain(named).collect()
+    std::iter::once(Ok(Adapter(vec![Device::cpu()]))).chain(named).collect()
 }
 
 fn json(out: &mut impl Write, finding: &Finding, device: &str) -> io::Result<()> {
@@ -196,7 +252,8 @@ mod tests {
 
     #[test]
     fn nothing_checked_is_no_success() {
-        let finding = |outcome| Finding { device: 0, op: "x", case: "y".into(), technique: "z".into(), outcome };
+        let finding =
+            |outcome| Finding { number: 0, device: 0, op: "x", case: "y".into(), technique: "z".into(), outcome };
         assert_eq!(ending(&[]), Ending::CheckFailed);
         assert_eq!(ending(&[finding(Outcome::Skipped("s".into()))]), Ending::CheckFailed);
         assert_eq!(ending(&[finding(Outcome::Overrun)]), Ending::CheckFailed);

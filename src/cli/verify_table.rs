@@ -17,7 +17,7 @@ pub(crate) fn print(out: &mut impl Write, findings: &[Finding], devices: usize) 
         writeln!(out, "\nfailures")?;
     }
     let on = |device: usize| if devices > 1 { format!("device {device} · ") } else { String::new() };
-    for Finding { device, op, case, technique, outcome } in &failures {
+    for Finding { device, op, case, technique, outcome, .. } in &failures {
         writeln!(out, "{}", wrap(&format!("{}{op} · {case} · {technique}: {outcome}", on(*device)), 2))?;
     }
     let skips = skips(findings);
