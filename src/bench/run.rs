@@ -36,7 +36,8 @@ impl Run {
     pub fn read(path: &Path) -> Result<Self> {
         let name = path.display().to_string();
         let text = std::fs::read_to_string(path)
-            .map_err(|error| Error::File { path: name.clone(), message: error.to_string() })?;
+            .map_err(|error| format!("{error}; it is to hold what `regard bench --out FILE` wrote"))
+            .map_err(|message| Error::File { path: name.clone(), message })?;
         Self::parse(&name, &text)
     }
 

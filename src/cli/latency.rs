@@ -1,5 +1,6 @@
 //! `regard bench --suite latency`, and the hidden command that its processes run.
 
+use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::Command;
@@ -32,11 +33,12 @@ pub(crate) fn child(args: &ChildArgs, out: &mut impl Write) -> Result {
 /// `file` gets the JSON line too.
 pub(crate) fn run(device: &Device, json: bool, file: Option<&mut Target>, out: &mut impl Write) -> Result {
     let program = std::env::current_exe()?;
+    let before = words_before()?;
     let on_cpu = device.capabilities().backend == Backend::Cpu;
     let name = if on_cpu { "cpu".to_owned() } else { device.name() };
     let latency = Latency::measure(device, ROUNDS, |cache| {
         let mut command = Command::new(&program);
-        command.args(["first-result", "--device", &name, "--cache"]).arg(cache);
+        command.args(&before).args(["first-result", "--device", &name, "--cache"]).arg(cache);
         command
     })?;
     let line = serde_json::to_string(&latency).map_err(io::Error::from)?;
@@ -48,6 +50,23 @@ pub(crate) fn run(device: &Device, json: bool, file: Option<&mut Target>, out: &
         false => print(&latency, out)?,
     }
     Ok(Ending::Good)
+}
+
+/// What stands between the executable and its arguments where a dynamic loader was asked to start this program, as the runner of
+/// `scripts/software-gpu` is: the loader, which is the executable then, has taken its own words away, and the kernel has kept them.
+fn words_before() -> io::Result<Vec<OsString>> {
+    #[cfg(target_os = "linux")]
+    {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt;
+
+        let line = std::fs::read("/proc/self/cmdline")?;
+        let words: Vec<_> = line.strip_suffix(&[0]).unwrap_or(&line).split(|&byte| byte == 0).collect();
+        let before = words.len().saturating_sub(std::env::args_os().len());
+        Ok(words[1..=before].iter().map(|word| OsStr::from_bytes(word).to_owned()).collect())
+    }
+    #[cfg(not(target_os = "linux"))]
+    Ok(Vec::new())
 }
 
 fn print(latency: &Latency, out: &mut impl Write) -> io::Result<()> {

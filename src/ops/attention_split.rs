@@ -155,7 +155,7 @@ impl AttentionSplit {
         self.launch(
             inputs,
             capabilities,
-            Kernel { constants, rounds: walk.rounds(inputs, &sizes), ..self.kernel(SPLIT, &sizes) },
+            Kernel { constants, ..self.kernel(SPLIT, &sizes, walk.rounds(inputs, &sizes)) },
         )
     }
 
@@ -168,7 +168,7 @@ impl AttentionSplit {
         self.launch(
             inputs,
             capabilities,
-            Kernel { constants, rounds: walk.rounds(inputs, &sizes), ..self.kernel(DIRECT, &sizes) },
+            Kernel { constants, ..self.kernel(DIRECT, &sizes, walk.rounds(inputs, &sizes)) },
         )
     }
 
@@ -182,7 +182,7 @@ impl AttentionSplit {
         let alone = Staging::new(inputs, &sizes, 1);
         let rounds = widths.iter().map(|width| alone.rounds(width.div_ceil(4), 4)).sum();
         let kernel =
-            Kernel { libraries: vec![SHARES], queries: MAX_ROWS, keys: 4, rounds, ..self.kernel(LANES, &sizes) };
+            Kernel { libraries: vec![SHARES], queries: MAX_ROWS, keys: 4, ..self.kernel(LANES, &sizes, rounds) };
         self.launch(inputs, capabilities, kernel)
     }
 
@@ -191,15 +191,15 @@ impl AttentionSplit {
         if self.attention().rows_of_a_tile(sizes) <= 4 || sizes.head_dim > 256 { 4 } else { MAX_ROWS }
     }
 
-    /// What techniques have in common.
-    fn kernel(&self, main: Source, sizes: &Sizes) -> Kernel {
+    /// What techniques have in common; `rounds` as in [`Kernel`].
+    fn kernel(&self, main: Source, sizes: &Sizes, rounds: usize) -> Kernel {
         Kernel {
             main,
             libraries: vec![SHARES, WALK, BLOCKS],
             queries: self.queries(sizes),
             keys: KEYS,
             constants: Vec::new(),
-            rounds: 0,
+            rounds,
             shares: self.splits,
         }
     }

@@ -19,6 +19,7 @@ use crate::tensor::{HostTensor, TensorDesc, View, ViewMut};
 
 const TILED: Source = wgsl!("conv2d_tiled");
 const EACH: Source = wgsl!("conv2d_each");
+const CONV_PARAMS: Source = wgsl!("lib/conv_params");
 const TAPS_NCHW: Source = wgsl!("lib/taps_nchw");
 const TAPS_NHWC: Source = wgsl!("lib/taps_nhwc");
 const COLUMN_BIAS_NONE: Source = wgsl!("lib/column_bias_none");
@@ -213,10 +214,10 @@ impl Conv2d {
             ImageLayout::Nchw => [IMAGE_NCHW, TAPS_NCHW],
             ImageLayout::Nhwc => [IMAGE_NHWC, TAPS_NHWC],
         };
-        let mut libraries = vec![images, taps, COLUMN_BIAS_NONE];
+        let mut libraries = vec![CONV_PARAMS, images, taps, COLUMN_BIAS_NONE];
         let mut bindings = Bindings::in_order(2, 1);
         if let Some(bias) = inputs.get(2) {
-            libraries[2] = COLUMN_BIAS_DENSE;
+            libraries[3] = COLUMN_BIAS_DENSE;
             constants.push(("ColumnElem", Constant::Scalar(bias.dtype)));
             bindings.inputs.push(COLUMN_BIAS_BINDING);
         }

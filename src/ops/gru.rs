@@ -9,13 +9,13 @@ use crate::case::Case;
 use crate::cpu::kernels::args::{Elements, ElementsMut};
 use crate::cpu::kernels::gru as kernel;
 pub use crate::cpu::kernels::gru::Reset;
-use crate::cpu::kernels::recurrence::{Direction, Gate, MaskedOutput, Steps};
+use crate::cpu::kernels::recurrence::{Direction, Gate, MaskedOutput};
 use crate::error::{Error, Result};
 use crate::graph::{Graph, Tensor};
-use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
-use crate::ops::steps::{STEPS_BINDING, StepPlaces};
-use crate::ops::{EXCLUDED, gru_cases, gru_reference};
-use crate::shader::{Constant, Shader, Source, params, wgsl};
+use crate::op::{Cost, CpuKernel, Launch, Op, Rows, Technique, Update};
+use crate::ops::recurrent::{Kernel, Places, Recurrent};
+use crate::ops::{gru_cases, gru_reference};
+use crate::shader::{Constant, Source, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
 const WORKGROUP: Source = wgsl!("gru_workgroup");
@@ -128,19 +128,6 @@ impl Graph {
     }
 }
 
-params! {
-    struct GruParams { batch: u32, steps: u32, backwards: u32, repeat_masked: u32 }
-}
-
-/// Where each input is among the inputs.
-#[derive(Debug, Clone, Copy)]
-struct Places {
-    steps: StepPlaces,
-    state: Option<usize>,
-    candidate_bias: Option<usize>,
-    count: usize,
-}
-
 impl Op for Gru {
     fn name(&self) -> &'static str {
         "gru"
@@ -170,7 +157,7 @@ impl Op for Gru {
     }
 
     fn check(&self, inputs: &[TensorDesc], data: &[Option<&HostTensor>]) -> Result<()> {
-        self.places().steps.check("gru", inputs[0].shape[1], data)
+        self.recurrent().places.steps.check("gru", inputs[0].shape[1], data)
     }
 
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {
@@ -183,71 +170,45 @@ impl Op for Gru {
 }
 
 impl Gru {
-    fn places(&self) -> Places {
-        let mut count = 2;
-        let mut place = |present: bool| {
-            let at = present.then_some(count);
-            count += usize::from(present);
-            at
-        };
-        let [mask, lengths] = [self.has_mask, self.has_lengths].map(&mut place);
-        let [state, candidate_bias] = [self.has_state, self.has_candidate_bias].map(&mut place);
-        Places { steps: StepPlaces { mask, lengths }, state, candidate_bias, count }
+    fn recurrent(&self) -> Recurrent {
+        Recurrent {
+            name: "gru",
+            gates: 3,
+            max_hidden: MAX_HIDDEN,
+            states: 1,
+            own: ("the candidate's bias", 1),
+            places: Places::new([self.has_mask, self.has_lengths, self.has_state, self.has_candidate_bias]),
+            gate: self.gate,
+            direction: self.direction,
+            masked: self.masked,
+            output: self.output,
+        }
     }
 
     /// Batch, steps and units.
     fn sizes(&self, inputs: &[TensorDesc]) -> Result<[usize; 3]> {
-        let wrong = |message: String| Error::shape("gru", message);
-        let places = self.places();
-        places.steps.exclusive("gru")?;
+        let recurrent = self.recurrent();
+        recurrent.places.steps.exclusive("gru")?;
         if self.has_candidate_bias && self.reset == Reset::BeforeProduct {
             let message = "the candidate has no recurrent bias of its own where the reset gate scales the state";
             return Err(Error::option("gru", message));
         }
-        if inputs.len() != places.count {
-            return Err(wrong(format!("takes {} tensors with these options, got {}", places.count, inputs.len())));
-        }
-        let (batch, steps, hidden) = match inputs[0].shape[..] {
-            [batch, steps, width] if width % 3 == 0 => (batch, steps, width / 3),
-            _ => return Err(wrong(format!("gates are [batch, steps, 3 · hidden], got {}", inputs[0]))),
-        };
-        if hidden > MAX_HIDDEN {
-            return Err(wrong(format!("gates are of {hidden} units, at most {MAX_HIDDEN} are supported")));
-        }
-        let float = |at: usize, name: &str, shape: &[usize]| match &inputs[at] {
-            desc if desc.shape == shape && desc.dtype.is_device_float() => Ok(()),
-            desc => Err(wrong(format!("{name} is {desc}, it must be f32 or f16 {shape:?}"))),
-        };
-        float(0, "gates", &[batch, steps, 3 * hidden])?;
-        float(1, "the recurrent weight", &[hidden, 3 * hidden])?;
-        places.steps.fit("gru", inputs, [batch, steps])?;
-        places.state.map_or(Ok(()), |at| float(at, "the first state", &[batch, hidden]))?;
-        places.candidate_bias.map_or(Ok(()), |at| float(at, "the candidate's bias", &[hidden]))?;
-        match self.output {
-            Some(dtype) if !dtype.is_device_float() => Err(wrong(format!("results are f32 or f16, not {dtype}"))),
-            _ => Ok([batch, steps, hidden]),
-        }
+        recurrent.sizes(inputs)
     }
 
     fn native(&self, [batch, count, hidden]: [usize; 3]) -> Technique {
-        let (places, op) = (self.places(), *self);
+        let (recurrent, reset) = (self.recurrent(), self.reset);
         let run = move |inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]| {
-            let steps = Steps {
-                count,
-                direction: op.direction,
-                masked: op.masked,
-                mask: places.steps.mask.map(|at| inputs[at].bytes),
-                lengths: places.steps.lengths.map(|at| bytemuck::cast_slice(inputs[at].bytes)),
-            };
+            let Places { state, own, .. } = recurrent.places;
             let args = kernel::GruArgs {
                 sizes: [batch, hidden],
-                steps,
-                gate: op.gate,
-                reset: op.reset,
+                steps: recurrent.steps(count, inputs),
+                gate: recurrent.gate,
+                reset,
                 gates: Elements::of(&inputs[0]),
                 recurrent: Elements::of(&inputs[1]),
-                state: places.state.map(|at| Elements::of(&inputs[at])),
-                candidate_bias: places.candidate_bias.map(|at| Elements::of(&inputs[at])),
+                state: state.map(|at| Elements::of(&inputs[at])),
+                candidate_bias: own.map(|at| Elements::of(&inputs[at])),
             };
             let [sequence, last_h] = outputs else { unreachable!("the shape rule names two outputs") };
             kernel::gru(&args, ElementsMut::of(sequence), ElementsMut::of(last_h));
@@ -255,46 +216,19 @@ impl Gru {
         Technique::Cpu(CpuKernel { name: "gru_native", run: Arc::new(run) })
     }
 
-    /// `None` when the device lacks f16 and a tensor has it.
     fn workgroup(&self, sizes: [usize; 3], inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
-        let [batch, steps, hidden] = sizes;
-        let lanes = hidden.next_power_of_two().clamp(32, 256);
-        let mut constants = vec![
-            ("HIDDEN", Constant::U32(index(hidden.max(1)))),
-            ("LANES", Constant::U32(index(lanes))),
-            ("HARD_SIGMOID", Constant::Bool(self.gate == Gate::HardSigmoid)),
-            ("RESET_AFTER", Constant::Bool(self.reset == Reset::AfterProduct)),
-            ("ElemX", Constant::Scalar(inputs[0].dtype)),
-            ("ElemR", Constant::Scalar(inputs[1].dtype)),
-            ("Elem", Constant::Scalar(self.output.unwrap_or(inputs[0].dtype))),
-        ];
-        let places = self.places();
-        let state_library = if self.has_state { STATE_DENSE } else { STATE_ZERO };
-        let bias_library = if self.has_candidate_bias { CANDIDATE_BIAS_DENSE } else { CANDIDATE_BIAS_NONE };
-        let libraries = vec![EXCLUDED, places.steps.library(), state_library, bias_library];
-        let mut bindings = Bindings { inputs: vec![1, 2], outputs: vec![3, 4] };
-        for (at, binding, scalar) in [
-            (places.steps.mask.or(places.steps.lengths), STEPS_BINDING, None),
-            (places.state, 11, Some("ElemS")),
-            (places.candidate_bias, 12, Some("ElemB")),
-        ] {
-            bindings.inputs.extend(at.map(|_| binding));
-            constants.extend(at.zip(scalar).map(|(at, name)| (name, Constant::Scalar(inputs[at].dtype))));
-        }
-        let shader = Shader { main: WORKGROUP, libraries, constants };
-        // Each unit multiplies the whole state once a step, or twice.
-        let rounds = steps * (hidden.div_ceil(lanes.max(1)) * (2 * hidden + 4) + 3);
-        if (shader.needs_f16() && !capabilities.f16) || !capabilities.completes(rounds) {
-            return None;
-        }
-        let params = GruParams {
-            batch: index(batch),
-            steps: index(steps),
-            backwards: u32::from(self.direction == Direction::Backward),
-            repeat_masked: u32::from(self.masked == MaskedOutput::Repeat),
+        let kernel = Kernel {
+            main: WORKGROUP,
+            libraries: [
+                if self.has_state { STATE_DENSE } else { STATE_ZERO },
+                if self.has_candidate_bias { CANDIDATE_BIAS_DENSE } else { CANDIDATE_BIAS_NONE },
+            ],
+            own_element: "ElemB",
+            constants: vec![("RESET_AFTER", Constant::Bool(self.reset == Reset::AfterProduct))],
+            // Each unit multiplies the whole state once, or twice.
+            rounds: 2 * sizes[2] + 4,
         };
-        let workgroups = if hidden == 0 { [0; 3] } else { fold(batch, capabilities) };
-        Some(Launch { shader, params: params.into(), workgroups, bindings })
+        self.recurrent().launch(kernel, sizes, inputs, capabilities)
     }
 }
 

@@ -1,79 +1,43 @@
 //! The definition of `gru`, in f64, one sequence, step and unit at a time.
 
-use crate::cpu::kernels::recurrence::{Direction, Gate, MaskedOutput};
 use crate::op::Rows;
 use crate::ops::gru::{Gru, Reset};
+use crate::ops::recurrent_reference::{Sequences, State, bend};
 use crate::tensor::HostTensor;
 
-/// One sequence, run to its end.
-struct Run {
-    /// A row for each step.
-    sequence: Vec<Vec<f64>>,
-    h: Vec<f64>,
-}
-
-/// What the sequences share.
+/// What the steps share.
 struct Definition<'a> {
     op: &'a Gru,
     gates: Vec<f64>,
     recurrent: Vec<f64>,
     bias: Option<Vec<f64>>,
-    steps: usize,
     hidden: usize,
 }
 
 /// Every output of [`Gru`].
 pub(super) fn reference(op: &Gru, inputs: &[&HostTensor], rows: Rows) -> Vec<HostTensor> {
-    let &[batch, steps, width] = inputs[0].shape() else { unreachable!("the graph accepted rank 3") };
+    let &[_, _, width] = inputs[0].shape() else { unreachable!("the graph accepted rank 3") };
     let hidden = width / 3;
     // In the order in which the op names them.
     let mut optional = inputs[2..].iter().map(|input| input.to_f64());
     let mut next = |present: bool| if present { optional.next() } else { None };
     let (mask, lengths, first) = (next(op.has_mask), next(op.has_lengths), next(op.has_state));
     let bias = next(op.has_candidate_bias);
-    let (gates, recurrent) = (inputs[0].to_f64(), inputs[1].to_f64());
-    let definition = Definition { op, gates, recurrent, bias, steps, hidden };
-    let runs: Vec<Run> = (0..batch)
-        .map(|b| {
-            let mask = mask.as_ref().map(|mask| &mask[b * steps..][..steps]);
-            let length = lengths.as_ref().map_or(steps, |lengths| (lengths[b] as usize).min(steps));
-            let h = first.as_ref().map_or(vec![0.0; hidden], |first| first[b * hidden..][..hidden].to_vec());
-            definition.run(b, mask, length, h)
-        })
-        .collect();
-    vec![
-        rows.compute(&[batch, steps, hidden], |row, out| out.copy_from_slice(&runs[row / steps].sequence[row % steps])),
-        rows.compute(&[batch, hidden], |row, out| out.copy_from_slice(&runs[row].h)),
-    ]
+    let definition = Definition { op, gates: inputs[0].to_f64(), recurrent: inputs[1].to_f64(), bias, hidden };
+    let (direction, masked) = (op.direction, op.masked);
+    let sequences = Sequences { gates: inputs[0], hidden, direction, masked, mask, lengths };
+    let first = |b: usize| [first.as_ref().map_or(vec![0.0; hidden], |first| first[b * hidden..][..hidden].to_vec())];
+    sequences.outputs(first, |row, state| definition.step(row, state), rows)
 }
 
 impl Definition<'_> {
-    fn run(&self, batch: usize, mask: Option<&[f64]>, length: usize, mut h: Vec<f64>) -> Run {
-        let mut sequence = vec![vec![0.0; self.hidden]; self.steps];
-        let mut last = vec![0.0; self.hidden];
-        let mut order: Vec<usize> = (0..length).collect();
-        if self.op.direction == Direction::Backward {
-            order.reverse();
-        }
-        for step in order {
-            if mask.is_none_or(|mask| mask[step] != 0.0) {
-                h = self.step(batch * self.steps + step, &h);
-                last.clone_from(&h);
-                sequence[step].clone_from(&h);
-            } else if self.op.masked == MaskedOutput::Repeat {
-                sequence[step].clone_from(&last);
-            }
-        }
-        Run { sequence, h }
-    }
-
-    fn step(&self, row: usize, h: &[f64]) -> Vec<f64> {
+    fn step(&self, row: usize, [h]: &State<1>) -> State<1> {
         let n = self.hidden;
         let projected = |gate: usize, unit: usize| self.gates[(row * 3 + gate) * n + unit];
         let product = |state: &[f64], gate: usize, unit: usize| -> f64 {
             (0..n).map(|k| state[k] * self.recurrent[(k * 3 + gate) * n + unit]).sum()
         };
-        let gate = |gate: usize, unit: usize| self.bend(projected(gate, unit) + product(h, gate, unit));
+        let gate = |gate: usize, unit: usize| bend(self.op.gate, projected(gate, unit) + product(h, gate, unit));
         let reset: Vec<f64> = (0..n).map(|unit| gate(1, unit)).collect();
         let scaled: Vec<f64> = reset.iter().zip(h).map(|(r, h)| r * h).collect();
         let units = (0..n).map(|unit| {
@@ -86,20 +50,14 @@ impl Definition<'_> {
             let update = gate(0, unit);
             (1.0 - update) * candidate + update * h[unit]
         });
-        units.collect()
-    }
-
-    fn bend(&self, x: f64) -> f64 {
-        match self.op.gate {
-            Gate::Sigmoid => 1.0 / (1.0 + (-x).exp()),
-            Gate::HardSigmoid => (0.2 * x + 0.5).clamp(0.0, 1.0),
-        }
+        [units.collect()]
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::kernels::recurrence::{Direction, Gate, MaskedOutput};
     use crate::op::Op;
 
     fn tensor(shape: &[usize], data: &[f32]) -> HostTensor {

@@ -8,14 +8,13 @@ use crate::capabilities::{Backend, Capabilities};
 use crate::case::Case;
 use crate::cpu::kernels::args::{Elements, ElementsMut};
 use crate::cpu::kernels::lstm as kernel;
-use crate::cpu::kernels::recurrence::Steps;
 pub use crate::cpu::kernels::recurrence::{Direction, Gate, MaskedOutput};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::graph::{Graph, Tensor};
-use crate::op::{Bindings, Cost, CpuKernel, Launch, Op, Rows, Technique, Update, fold, index};
-use crate::ops::steps::{STEPS_BINDING, StepPlaces};
-use crate::ops::{EXCLUDED, lstm_cases, lstm_reference};
-use crate::shader::{Constant, Shader, Source, params, wgsl};
+use crate::op::{Cost, CpuKernel, Launch, Op, Rows, Technique, Update};
+use crate::ops::recurrent::{Kernel, Places, Recurrent};
+use crate::ops::{lstm_cases, lstm_reference};
+use crate::shader::{Source, wgsl};
 use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
 const WORKGROUP: Source = wgsl!("lstm_workgroup");
@@ -138,27 +137,13 @@ impl Graph {
     }
 }
 
-params! {
-    struct LstmParams { batch: u32, steps: u32, backwards: u32, repeat_masked: u32 }
-}
-
-/// Where each input is among the inputs.
-#[derive(Debug, Clone, Copy)]
-struct Places {
-    mask: Option<usize>,
-    lengths: Option<usize>,
-    state: Option<usize>,
-    peepholes: Option<usize>,
-    count: usize,
-}
-
 impl Op for Lstm {
     fn name(&self) -> &'static str {
         "lstm"
     }
 
     fn outputs(&self, inputs: &[TensorDesc]) -> Result<Vec<TensorDesc>> {
-        let [batch, steps, hidden] = self.sizes(inputs)?;
+        let [batch, steps, hidden] = self.recurrent().sizes(inputs)?;
         let dtype = self.output.unwrap_or(inputs[0].dtype);
         let last = TensorDesc::new(dtype, [batch, hidden]);
         Ok(vec![TensorDesc::new(dtype, [batch, steps, hidden]), last.clone(), last])
@@ -171,7 +156,7 @@ impl Op for Lstm {
     /// The recurrent product, and for each unit and step four gates, two tanh (one operation each) and eight additions
     /// and products; masked steps count as taken.
     fn cost(&self, inputs: &[TensorDesc]) -> Cost {
-        let (Ok(outputs), Ok([batch, steps, hidden])) = (self.outputs(inputs), self.sizes(inputs)) else {
+        let (Ok(outputs), Ok([batch, steps, hidden])) = (self.outputs(inputs), self.recurrent().sizes(inputs)) else {
             return Cost::default();
         };
         let each = 8 * hidden as u64 + 14 + if self.has_peepholes { 6 } else { 0 };
@@ -183,11 +168,11 @@ impl Op for Lstm {
     }
 
     fn check(&self, inputs: &[TensorDesc], data: &[Option<&HostTensor>]) -> Result<()> {
-        self.places().steps().check("lstm", inputs[0].shape[1], data)
+        self.recurrent().places.steps.check("lstm", inputs[0].shape[1], data)
     }
 
     fn techniques(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Vec<Technique> {
-        let Ok(sizes) = self.sizes(inputs) else { return Vec::new() };
+        let Ok(sizes) = self.recurrent().sizes(inputs) else { return Vec::new() };
         match capabilities.backend {
             Backend::Cpu => vec![self.native(sizes)],
             Backend::Gpu => self.workgroup(sizes, inputs, capabilities).map(Technique::Gpu).into_iter().collect(),
@@ -195,78 +180,34 @@ impl Op for Lstm {
     }
 }
 
-impl Places {
-    fn steps(&self) -> StepPlaces {
-        StepPlaces { mask: self.mask, lengths: self.lengths }
-    }
-}
-
 impl Lstm {
-    fn places(&self) -> Places {
-        let mut count = 2;
-        let mut place = |present: bool| {
-            let at = present.then_some(count);
-            count += usize::from(present);
-            at
-        };
-        let [mask, lengths] = [self.has_mask, self.has_lengths].map(&mut place);
-        let [state, peepholes] = [self.has_state, self.has_peepholes].map(&mut place);
-        Places { mask, lengths, state, peepholes, count }
-    }
-
-    /// Batch, steps and units.
-    fn sizes(&self, inputs: &[TensorDesc]) -> Result<[usize; 3]> {
-        let wrong = |message: String| Error::shape("lstm", message);
-        let fail = |message: String| Err(wrong(message));
-        let places = self.places();
-        places.steps().exclusive("lstm")?;
-        if inputs.len() != places.count {
-            return fail(format!("takes {} tensors with these options, got {}", places.count, inputs.len()));
-        }
-        let &[batch, steps, width] = &inputs[0].shape[..] else {
-            return fail(format!("gates are [batch, steps, 4 · hidden], got {}", inputs[0]));
-        };
-        if width % 4 != 0 {
-            return fail(format!("gates are [batch, steps, 4 · hidden], got {}", inputs[0]));
-        }
-        let hidden = width / 4;
-        if hidden > MAX_HIDDEN {
-            return fail(format!("gates are of {hidden} units, at most {MAX_HIDDEN} are supported"));
-        }
-        let float = |at: usize, name: &str, shape: &[usize]| match &inputs[at] {
-            desc if desc.shape == shape && desc.dtype.is_device_float() => Ok(()),
-            desc => Err(wrong(format!("{name} is {desc}, it must be f32 or f16 {shape:?}"))),
-        };
-        float(0, "gates", &[batch, steps, width])?;
-        float(1, "the recurrent weight", &[hidden, width])?;
-        places.steps().fit("lstm", inputs, [batch, steps])?;
-        places.state.map_or(Ok(()), |at| float(at, "the first state", &[2, batch, hidden]))?;
-        places.peepholes.map_or(Ok(()), |at| float(at, "peepholes", &[3 * hidden]))?;
-        match self.output {
-            Some(dtype) if !dtype.is_device_float() => fail(format!("results are f32 or f16, not {dtype}")),
-            _ => Ok([batch, steps, hidden]),
+    fn recurrent(&self) -> Recurrent {
+        Recurrent {
+            name: "lstm",
+            gates: 4,
+            max_hidden: MAX_HIDDEN,
+            states: 2,
+            own: ("peepholes", 3),
+            places: Places::new([self.has_mask, self.has_lengths, self.has_state, self.has_peepholes]),
+            gate: self.gate,
+            direction: self.direction,
+            masked: self.masked,
+            output: self.output,
         }
     }
 
-    fn native(&self, sizes: [usize; 3]) -> Technique {
-        let (places, op) = (self.places(), *self);
+    fn native(&self, [batch, count, hidden]: [usize; 3]) -> Technique {
+        let recurrent = self.recurrent();
         let run = move |inputs: &[View<'_>], outputs: &mut [ViewMut<'_>]| {
-            let [batch, count, hidden] = sizes;
-            let steps = Steps {
-                count,
-                direction: op.direction,
-                masked: op.masked,
-                mask: places.mask.map(|at| inputs[at].bytes),
-                lengths: places.lengths.map(|at| bytemuck::cast_slice(inputs[at].bytes)),
-            };
+            let Places { state, own, .. } = recurrent.places;
             let args = kernel::LstmArgs {
                 sizes: [batch, hidden],
-                steps,
-                gate: op.gate,
+                steps: recurrent.steps(count, inputs),
+                gate: recurrent.gate,
                 gates: Elements::of(&inputs[0]),
                 recurrent: Elements::of(&inputs[1]),
-                state: places.state.map(|at| Elements::of(&inputs[at])),
-                peepholes: places.peepholes.map(|at| Elements::of(&inputs[at])),
+                state: state.map(|at| Elements::of(&inputs[at])),
+                peepholes: own.map(|at| Elements::of(&inputs[at])),
             };
             let [sequence, last_h, last_c] = outputs else { unreachable!("the shape rule names three outputs") };
             kernel::lstm(&args, [sequence, last_h, last_c].map(ElementsMut::of));
@@ -274,45 +215,19 @@ impl Lstm {
         Technique::Cpu(CpuKernel { name: "lstm_native", run: Arc::new(run) })
     }
 
-    /// `None` when the device lacks f16 and a tensor has it.
     fn workgroup(&self, sizes: [usize; 3], inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
-        let [batch, steps, hidden] = sizes;
-        let lanes = hidden.next_power_of_two().clamp(32, 256);
-        let mut constants = vec![
-            ("HIDDEN", Constant::U32(index(hidden.max(1)))),
-            ("LANES", Constant::U32(index(lanes))),
-            ("HARD_SIGMOID", Constant::Bool(self.gate == Gate::HardSigmoid)),
-            ("ElemX", Constant::Scalar(inputs[0].dtype)),
-            ("ElemR", Constant::Scalar(inputs[1].dtype)),
-            ("Elem", Constant::Scalar(self.output.unwrap_or(inputs[0].dtype))),
-        ];
-        let places = self.places();
-        let state_library = if self.has_state { STATE_DENSE } else { STATE_ZERO };
-        let peepholes_library = if self.has_peepholes { PEEPHOLES_DENSE } else { PEEPHOLES_NONE };
-        let libraries = vec![EXCLUDED, places.steps().library(), state_library, peepholes_library];
-        let mut bindings = Bindings { inputs: vec![1, 2], outputs: vec![3, 4, 5] };
-        for (at, binding, scalar) in [
-            (places.mask.or(places.lengths), STEPS_BINDING, None),
-            (places.state, 11, Some("ElemS")),
-            (places.peepholes, 12, Some("ElemP")),
-        ] {
-            bindings.inputs.extend(at.map(|_| binding));
-            constants.extend(at.zip(scalar).map(|(at, name)| (name, Constant::Scalar(inputs[at].dtype))));
-        }
-        let shader = Shader { main: WORKGROUP, libraries, constants };
-        // Each unit multiplies the whole state once a step.
-        let rounds = steps * (hidden.div_ceil(lanes.max(1)) * (hidden + 3) + 3);
-        if (shader.needs_f16() && !capabilities.f16) || !capabilities.completes(rounds) {
-            return None;
-        }
-        let params = LstmParams {
-            batch: index(batch),
-            steps: index(steps),
-            backwards: u32::from(self.direction == Direction::Backward),
-            repeat_masked: u32::from(self.masked == MaskedOutput::Repeat),
+        let kernel = Kernel {
+            main: WORKGROUP,
+            libraries: [
+                if self.has_state { STATE_DENSE } else { STATE_ZERO },
+                if self.has_peepholes { PEEPHOLES_DENSE } else { PEEPHOLES_NONE },
+            ],
+            own_element: "ElemP",
+            constants: Vec::new(),
+            // Each unit multiplies the whole state once.
+            rounds: sizes[2] + 3,
         };
-        let workgroups = if hidden == 0 { [0; 3] } else { fold(batch, capabilities) };
-        Some(Launch { shader, params: params.into(), workgroups, bindings })
+        self.recurrent().launch(kernel, sizes, inputs, capabilities)
     }
 }
 

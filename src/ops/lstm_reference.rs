@@ -1,30 +1,22 @@
 //! The definition of `lstm`, in f64, one sequence, step and unit at a time.
 
 use crate::op::Rows;
-use crate::ops::lstm::{Direction, Gate, Lstm, MaskedOutput};
+use crate::ops::lstm::Lstm;
+use crate::ops::recurrent_reference::{Sequences, State, bend};
 use crate::tensor::HostTensor;
 
-/// One sequence, run to its end.
-struct Run {
-    /// A row for each step.
-    sequence: Vec<Vec<f64>>,
-    h: Vec<f64>,
-    c: Vec<f64>,
-}
-
-/// What the sequences share.
+/// What the steps share.
 struct Definition<'a> {
     op: &'a Lstm,
     gates: Vec<f64>,
     recurrent: Vec<f64>,
     peepholes: Option<Vec<f64>>,
-    steps: usize,
     hidden: usize,
 }
 
 /// Every output of [`Lstm`].
 pub(super) fn reference(op: &Lstm, inputs: &[&HostTensor], rows: Rows) -> Vec<HostTensor> {
-    let &[batch, steps, width] = inputs[0].shape() else { unreachable!("the graph accepted rank 3") };
+    let &[batch, _, width] = inputs[0].shape() else { unreachable!("the graph accepted rank 3") };
     let hidden = width / 4;
     // In the order in which the op names them.
     let mut optional = inputs[2..].iter().map(|input| input.to_f64());
@@ -32,47 +24,20 @@ pub(super) fn reference(op: &Lstm, inputs: &[&HostTensor], rows: Rows) -> Vec<Ho
     let (mask, lengths) = (next(op.has_mask), next(op.has_lengths));
     let first = next(op.has_state);
     let peepholes = next(op.has_peepholes);
-    let (gates, recurrent) = (inputs[0].to_f64(), inputs[1].to_f64());
-    let definition = Definition { op, gates, recurrent, peepholes, steps, hidden };
-    let runs: Vec<Run> = (0..batch)
-        .map(|b| {
-            let mask = mask.as_ref().map(|mask| &mask[b * steps..][..steps]);
-            let length = lengths.as_ref().map_or(steps, |lengths| (lengths[b] as usize).min(steps));
-            let state = [0, batch].map(|before| match &first {
-                Some(first) => first[(before + b) * hidden..][..hidden].to_vec(),
-                None => vec![0.0; hidden],
-            });
-            definition.run(b, mask, length, state)
+    let definition = Definition { op, gates: inputs[0].to_f64(), recurrent: inputs[1].to_f64(), peepholes, hidden };
+    let (direction, masked) = (op.direction, op.masked);
+    let sequences = Sequences { gates: inputs[0], hidden, direction, masked, mask, lengths };
+    let first = |b: usize| {
+        [0, batch].map(|before| match &first {
+            Some(first) => first[(before + b) * hidden..][..hidden].to_vec(),
+            None => vec![0.0; hidden],
         })
-        .collect();
-    vec![
-        rows.compute(&[batch, steps, hidden], |row, out| out.copy_from_slice(&runs[row / steps].sequence[row % steps])),
-        rows.compute(&[batch, hidden], |row, out| out.copy_from_slice(&runs[row].h)),
-        rows.compute(&[batch, hidden], |row, out| out.copy_from_slice(&runs[row].c)),
-    ]
+    };
+    sequences.outputs(first, |row, state| definition.step(row, state), rows)
 }
 
 impl Definition<'_> {
-    fn run(&self, batch: usize, mask: Option<&[f64]>, length: usize, [mut h, mut c]: [Vec<f64>; 2]) -> Run {
-        let mut sequence = vec![vec![0.0; self.hidden]; self.steps];
-        let mut last = vec![0.0; self.hidden];
-        let mut order: Vec<usize> = (0..length).collect();
-        if self.op.direction == Direction::Backward {
-            order.reverse();
-        }
-        for step in order {
-            if mask.is_none_or(|mask| mask[step] != 0.0) {
-                (h, c) = self.step(batch * self.steps + step, &h, &c);
-                last.clone_from(&h);
-                sequence[step].clone_from(&h);
-            } else if self.op.masked == MaskedOutput::Repeat {
-                sequence[step].clone_from(&last);
-            }
-        }
-        Run { sequence, h, c }
-    }
-
-    fn step(&self, row: usize, h: &[f64], c: &[f64]) -> (Vec<f64>, Vec<f64>) {
+    fn step(&self, row: usize, [h, c]: &State<2>) -> State<2> {
         let n = self.hidden;
         let sum = |gate: usize, unit: usize| {
             let column = gate * n + unit;
@@ -80,21 +45,15 @@ impl Definition<'_> {
             self.gates[row * 4 * n + column] + carried
         };
         let peephole = |gate: usize, unit: usize| self.peepholes.as_ref().map_or(0.0, |p| p[gate * n + unit]);
+        let bend = |x: f64| bend(self.op.gate, x);
         let units = (0..n).map(|unit| {
-            let input = self.bend(sum(0, unit) + peephole(0, unit) * c[unit]);
-            let forget = self.bend(sum(1, unit) + peephole(1, unit) * c[unit]);
+            let input = bend(sum(0, unit) + peephole(0, unit) * c[unit]);
+            let forget = bend(sum(1, unit) + peephole(1, unit) * c[unit]);
             let cell = forget * c[unit] + input * sum(2, unit).tanh();
-            let output = self.bend(sum(3, unit) + peephole(2, unit) * cell);
+            let output = bend(sum(3, unit) + peephole(2, unit) * cell);
             (output * cell.tanh(), cell)
         });
-        units.unzip()
-    }
-
-    fn bend(&self, x: f64) -> f64 {
-        match self.op.gate {
-            Gate::Sigmoid => 1.0 / (1.0 + (-x).exp()),
-            Gate::HardSigmoid => (0.2 * x + 0.5).clamp(0.0, 1.0),
-        }
+        units.unzip::<_, _, Vec<_>, Vec<_>>().into()
     }
 }
 
@@ -102,6 +61,7 @@ impl Definition<'_> {
 mod tests {
     use super::*;
     use crate::op::Op;
+    use crate::ops::lstm::{Direction, Gate, MaskedOutput};
 
     fn tensor(shape: &[usize], data: &[f32]) -> HostTensor {
         HostTensor::f32(shape, data.to_vec()).unwrap()

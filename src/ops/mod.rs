@@ -42,6 +42,8 @@ mod pad;
 mod pool2d;
 mod pool2d_cases;
 mod quantize;
+mod recurrent;
+mod recurrent_reference;
 mod reduce;
 mod rms_norm;
 mod rotary;

@@ -23,6 +23,7 @@ use crate::tensor::{Dtype, HostTensor, TensorDesc, View, ViewMut};
 
 const EACH: Source = wgsl!("pool2d_each");
 const WIDE: Source = wgsl!("pool2d_wide");
+const POOL_PARAMS: Source = wgsl!("lib/pool_params");
 const MAX: Source = wgsl!("lib/pool_max");
 const AVERAGE: Source = wgsl!("lib/pool_average");
 
@@ -178,8 +179,8 @@ impl Pool2d {
 
     fn each(&self, problem: &Problem, dtype: Dtype, capabilities: &Capabilities) -> Launch {
         let libraries = match self.kind {
-            PoolKind::Max => vec![self.images(), EXCLUDED, MAX],
-            PoolKind::Average(_) => vec![self.images(), AVERAGE],
+            PoolKind::Max => vec![POOL_PARAMS, self.images(), EXCLUDED, MAX],
+            PoolKind::Average(_) => vec![POOL_PARAMS, self.images(), AVERAGE],
         };
         let shader = Shader { main: EACH, libraries, constants: vec![("Elem", Constant::Scalar(dtype))] };
         let workgroups = fold(problem.count().div_ceil(256), capabilities);
@@ -191,7 +192,7 @@ impl Pool2d {
         let taps = self.window.kernel[0] * self.window.kernel[1];
         let lanes = if taps <= 1024 { 64 } else { 256 };
         let constants = vec![("LANES", Constant::U32(lanes)), ("Elem", Constant::Scalar(dtype))];
-        let shader = Shader { main: WIDE, libraries: vec![self.images(), REDUCE_WORKGROUP], constants };
+        let shader = Shader { main: WIDE, libraries: vec![POOL_PARAMS, self.images(), REDUCE_WORKGROUP], constants };
         let workgroups = fold(problem.count(), capabilities);
         let params = self.params(problem).into();
         Launch { shader, params, workgroups, bindings: Bindings::in_order(1, 1) }

@@ -3,6 +3,7 @@
 //! Always the CPU backend; and every adapter that wgpu lists, software Vulkan included, with and without run-time checks.
 //! With `CI=true` a missing adapter fails one trial that says so; elsewhere it is a counted skip.
 
+use std::num::NonZero;
 use std::process::ExitCode;
 use std::sync::{Arc, LazyLock};
 
@@ -92,12 +93,16 @@ fn strict(subject: &Subject, verdict: Verdict) -> Verdict {
     }
 }
 
-/// Runs trials with the standard command line. In CI there must be an adapter.
+/// Runs trials with the standard command line, twice as many at a time as there are cores: those on a software device wait for each
+/// other, as it compiles for one at a time. In CI there must be an adapter.
 pub fn run(mut trials: Vec<Trial>) -> ExitCode {
     if in_ci() && SUBJECTS.len() == 1 {
         trials.push(Trial::test("an adapter is present", || Err(NO_ADAPTER.into())));
     }
-    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+    let mut arguments = Arguments::from_args();
+    let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
+    arguments.test_threads.get_or_insert(2 * cores);
+    libtest_mimic::run(&arguments, trials).exit_code()
 }
 
 fn in_ci() -> bool {
