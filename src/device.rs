@@ -176,6 +176,14 @@ impl Device {
             Inner::Cpu(_) => 0,
         }
     }
+
+    /// Drops the compiled pipelines, but for those that plans hold, and with them what drivers keep for each: megabytes on software
+    /// devices. Later plans compile theirs anew, or find them in the cache on disk.
+    pub fn forget_pipelines(&self) {
+        if let Inner::Gpu(gpu) = &self.inner {
+            gpu.forget_pipelines();
+        }
+    }
 }
 
 /// A tensor that lives on a device. Cheap to clone; clones share the memory.

@@ -3,6 +3,7 @@
 use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::io::{self, Write};
+use std::sync::mpsc;
 
 use rayon::prelude::*;
 use regard::capabilities::Capabilities;
@@ -83,28 +84,32 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
     let progress = progress(cases.len() as u64);
     let mut findings = Vec::new();
     let groups = groups(&cases, &devices);
-    for some in groups.chunks(2 * rayon::current_num_threads()) {
-        // Most of the time drivers compile.
-        let found: Vec<Vec<Finding>> = some
-            .par_iter()
-            .map(|group| {
-                let found = group.iter().flat_map(|&number| {
-                    let case = &cases[number];
-                    progress.set_message(format!("{} {}", case.op.name(), case.name));
-                    let found = on_devices(number, case, &devices);
-                    progress.inc(1);
-                    found
-                });
-                found.collect()
-            })
-            .collect();
+    // Most of the time drivers compile, some kernels a hundred times as long as others, so that lines come as they are found.
+    let (sender, found) = mpsc::channel();
+    std::thread::scope(|scope| -> io::Result<()> {
+        let check = |sender: &mut mpsc::Sender<Vec<Finding>>, group: &Vec<usize>| {
+            let found = group.iter().flat_map(|&number| {
+                let case = &cases[number];
+                progress.set_message(format!("{} {}", case.op.name(), case.name));
+                let found = on_devices(number, case, &devices);
+                progress.inc(1);
+                found
+            });
+            let found = found.collect();
+            devices.iter().for_each(|device| device.mine().forget_pipelines());
+            // Nobody receives where the output has failed.
+            sender.send(found).ok()
+        };
+        let groups = &groups;
+        scope.spawn(move || groups.par_iter().try_for_each_with(sender, check));
         for finding in found.into_iter().flatten() {
             if args.json {
                 progress.suspend(|| json(out, &finding, &devices[finding.device].name()))?;
             }
             findings.push(finding);
         }
-    }
+        Ok(())
+    })?;
     findings.sort_by_key(|finding| finding.number);
     progress.finish_and_clear();
     if !args.json {

@@ -66,6 +66,11 @@ impl Gpu {
         Ok(())
     }
 
+    /// Those that plans hold stay with them.
+    pub fn forget_pipelines(&self) {
+        lock(&self.pipelines.of_shader).clear();
+    }
+
     /// The pipeline of a shader, compiled at its first use.
     pub(super) fn pipeline(&self, shader: &Shader) -> Result<wgpu::ComputePipeline> {
         let slot = lock(&self.pipelines.of_shader).entry(shader.clone()).or_default().clone();

@@ -47,6 +47,8 @@ pub(in crate::ops) fn cases() -> Vec<Case> {
             cases.push(plain([1, 1, 1, 35, 37, head_dim, head_dim_v], 1.0));
         }
         cases.push(plain([2, 6, 2, 33, 40, 24, 24], 1.0));
+        // Enough tiles for tall ones on up to eight threads.
+        cases.push(plain([2, 8, 4, 600, 37, 8, 8], 1.0));
         cases.push(plain([2, 4, 1, 1, 70, 16, 20], 30.0));
         cases.push(plain([1, 2, 2, 33, 33, 64, 64], 1e-3));
         for sizes in [[1, 2, 2, 0, 5, 8, 8], [2, 2, 2, 3, 0, 8, 8], [1, 1, 1, 3, 4, 0, 8], [1, 1, 1, 3, 4, 8, 0]] {

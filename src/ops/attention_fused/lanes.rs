@@ -12,6 +12,13 @@
 //!   and 10 s to compile in place of 1.5.
 //! - Keys and values from their buffers, without workgroup memory: 20 to 25, or 45 where the address was a shift of one number.
 //! - The same with addresses that nothing is divided for, four rows to a lane: 24, eight rows: 17, beside 40 to 46.
+//! - 256 rows to a tile, beside 128 in turns, by processor time: 36 and 40 ms; causal 25 and 24. 512 rows: 40.
+//! - Eight rows to a lane: 35 to 47 ms beside 41 to 51, and 7 s to compile.
+//! - Keys staged by uniform loads, of each of four vectors a quarter: 99 ms beside 49, all of them by each vector 270: a store to
+//!   workgroup memory costs as much for one number as for eight.
+//! - Keys from their buffers, barriers where tiles begin, four and eight rows to a lane: 60 and 48 to 55 ms beside 46 to 53. The
+//!   same without barriers: 73, as products with `shrink` are then made for all of `o` first and put aside.
+//! - Keys in the lanes of a vector, handed on by `subgroupBroadcast`: 50 ms beside 49, with eight rows 45.
 //! - `fma` in place of products and sums: no difference (45 to 47 ms).
 //! - A loop over the keys of a tile whose end is not a constant: 20 in place of 28.
 //!
@@ -35,6 +42,12 @@ const MAX_WIDTH_OF_FOUR: usize = 64;
 /// Keys of a tile.
 const KEYS: usize = 4;
 
+/// Rows of a tile that share what its keys cost, where there are many.
+const TALL: usize = 256;
+
+/// Such tiles for each of the host's threads, so that none is idle for long at the end.
+const TILES_OF_A_PROCESSOR: usize = 4;
+
 impl AttentionFused {
     pub(super) fn lanes(&self, inputs: &[TensorDesc], capabilities: &Capabilities) -> Option<Launch> {
         let sizes = self.sizes(inputs).ok()?;
@@ -43,8 +56,15 @@ impl AttentionFused {
             return None;
         }
         let rows = self.rows_of_a_tile(&sizes);
-        let queries = [16, 32, 64].into_iter().find(|&queries| rows <= queries).unwrap_or(128);
-        let rows_of_a_lane = if queries == 128 && width <= MAX_WIDTH_OF_FOUR { 4 } else { 2 };
+        let four = width <= MAX_WIDTH_OF_FOUR;
+        // Where some keys are hidden, lower tiles have fewer of them that nobody sees.
+        let tall = four && self.checked(&sizes, inputs).ok()?.sees_all() && {
+            let tiles = sizes.batch * sizes.heads * (sizes.seq_q / TALL);
+            tiles >= TILES_OF_A_PROCESSOR * capabilities.processors as usize
+        };
+        let largest = if tall { TALL } else { 128 };
+        let queries = [16, 32, 64].into_iter().find(|&queries| rows <= queries).unwrap_or(largest);
+        let rows_of_a_lane = if queries >= 128 && four { 4 } else { 2 };
         let constants = vec![("ROWS", Constant::U32(rows_of_a_lane))];
         let staging = Staging::new(inputs, &sizes, queries / rows_of_a_lane as usize);
         let parts = [sizes.head_dim, sizes.head_dim_v].map(|width| width.div_ceil(4).max(1));
