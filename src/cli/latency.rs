@@ -33,7 +33,7 @@ pub(crate) fn child(args: &ChildArgs, out: &mut impl Write) -> Result {
 /// `file` gets the JSON line too.
 pub(crate) fn run(device: &Device, json: bool, file: Option<&mut Target>, out: &mut impl Write) -> Result {
     let program = std::env::current_exe()?;
-    let before = words_before()?;
+    let before = words_before();
     let on_cpu = device.capabilities().backend == Backend::Cpu;
     let name = if on_cpu { "cpu".to_owned() } else { device.name() };
     let latency = Latency::measure(device, ROUNDS, |cache| {
@@ -54,19 +54,20 @@ pub(crate) fn run(device: &Device, json: bool, file: Option<&mut Target>, out: &
 
 /// What stands between the executable and its arguments where a dynamic loader was asked to start this program, as the runner of
 /// `scripts/software-gpu` is: the loader, which is the executable then, has taken its own words away, and the kernel has kept them.
-fn words_before() -> io::Result<Vec<OsString>> {
+fn words_before() -> Vec<OsString> {
     #[cfg(target_os = "linux")]
     {
         use std::ffi::OsStr;
         use std::os::unix::ffi::OsStrExt;
 
-        let line = std::fs::read("/proc/self/cmdline")?;
+        // Without it there is no telling, and no loader is the rule.
+        let line = std::fs::read("/proc/self/cmdline").unwrap_or_default();
         let words: Vec<_> = line.strip_suffix(&[0]).unwrap_or(&line).split(|&byte| byte == 0).collect();
         let before = words.len().saturating_sub(std::env::args_os().len());
-        Ok(words[1..=before].iter().map(|word| OsStr::from_bytes(word).to_owned()).collect())
+        words[1..=before].iter().map(|word| OsStr::from_bytes(word).to_owned()).collect()
     }
     #[cfg(not(target_os = "linux"))]
-    Ok(Vec::new())
+    Vec::new()
 }
 
 fn print(latency: &Latency, out: &mut impl Write) -> io::Result<()> {
