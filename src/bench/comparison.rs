@@ -220,8 +220,8 @@ impl Entry {
     }
 
     /// Whether it is an alarm at this threshold (0.05 for 5 %): slower by more than that, or without a time where the older run has
-    /// one, as a slowdown may hide behind that. Of fewer than five processes the interval must not hold 1 either; the fastest of
-    /// more is surer than the interval, which has to hold for a disturbed machine.
+    /// one, as a slowdown may hide behind that. Of fewer than five processes the interval must not hold 1 either; of more the ratio
+    /// itself decides, as a threshold is there to be found at, and the interval of a disturbed machine is wide.
     pub fn slower_than(&self, threshold: f64) -> bool {
         let beyond = self.ratio.is_some_and(|ratio| {
             let sure = ratio.spread == Spread::Measured || self.verdict == Verdict::Slower;

@@ -1,14 +1,16 @@
 //! What one run says of a problem, and how much longer another takes.
 //!
 //! What disturbs a run makes it longer, never shorter, and the processes of one program differ more than the runs of one process,
-//! as their memory lies elsewhere. So a file may hold several lines of a problem, each of a process of its own, and what is compared
-//! is a quarter's bound, the first quartile, of the fastest process on either side. Between processes of one program on a shared
-//! machine of two cores this varied by 1 to 3 % where medians varied by up to 20 %.
+//! as their memory lies elsewhere. So a file may hold several lines of a problem, each of a process of its own. What is compared is
+//! a quarter's bound, the first quartile, of each process, as its mean over the faster half of the processes on either side: the slower
+//! half may have been disturbed. Of 40 processes of one program on a shared machine of two cores, 7 drawn against 7 gave ratios with
+//! a standard deviation of 2.3 %, 15 against 15 of 1.6 %; those of the fastest alone had 3.4 and 2.7 %, as one is fast by chance, and
+//! the median ones 2.5 and 2.0 %.
 
 use serde::Serialize;
 
 use super::report::{Line, Timing};
-use super::statistics::{Interval, Statistics};
+use super::statistics::{Interval, Statistics, deviation};
 
 /// Processes from which their own spread says how far they differ.
 const ROUNDS: usize = 5;
@@ -17,11 +19,7 @@ const ROUNDS: usize = 5;
 /// virtual cores was 2 to 4 %.
 const PROCESSES: f64 = 0.03;
 
-/// Standard deviation of the fastest of five or more, as a share of its distance to the median one: that of normally distributed
-/// numbers, 0.67 σ and 1.16 σ for five.
-const FASTEST: f64 = 0.5;
-
-/// Least standard deviation of the fastest process, where all happen to be alike.
+/// Least standard deviation of the faster half, where all processes happen to be alike.
 const LEAST: f64 = 0.003;
 
 /// Standard deviations in half of a 95 % interval of a normal distribution.
@@ -120,7 +118,7 @@ impl Side {
         let basis = if has_samples(self) && has_samples(new) { Basis::Quartiles } else { Basis::Medians };
         let enough = self.rounds.min(new.rounds) >= ROUNDS;
         let spread = if enough { Spread::Measured } else { Spread::Assumed };
-        let [(old_ms, before), (new_ms, after)] = [self.fastest(basis, spread)?, new.fastest(basis, spread)?];
+        let [(old_ms, before), (new_ms, after)] = [self.faster_half(basis, spread)?, new.faster_half(basis, spread)?];
         let (ratio, factor) = (new_ms / old_ms, (NORMAL_95 * before.hypot(after)).exp());
         let interval = Interval { ratio, low: ratio / factor, high: ratio * factor };
         Some(Ratio { interval, old_ms, new_ms, basis, spread })
@@ -155,18 +153,27 @@ impl Side {
         self.timings.iter().map(of).collect()
     }
 
-    /// The time of the fastest process, and its standard deviation as a share of it.
-    fn fastest(&self, basis: Basis, spread: Spread) -> Option<(f64, f64)> {
-        let Statistics { min, median, runs, .. } = Statistics::new(&self.times(basis))?;
+    /// The mean time of the faster half of the processes, and its standard deviation as a share of it.
+    fn faster_half(&self, basis: Basis, spread: Spread) -> Option<(f64, f64)> {
+        let times = self.times(basis);
+        let mean = faster_half(&times)?;
         let of_processes = match spread {
-            Spread::Measured => (FASTEST * (median - min) / min).max(LEAST),
-            Spread::Assumed => PROCESSES / (runs as f64).sqrt(),
+            Spread::Measured => (deviation(&times, |drawn| faster_half(drawn).unwrap_or(mean)) / mean).max(LEAST),
+            Spread::Assumed => PROCESSES / (times.len() as f64).sqrt(),
         };
         // Of a median, as if runs were normally distributed: σ is the interquartile range by 1.349.
         let of_runs = |timing: &Timing| 1.253 * timing.iqr_ms / 1.349 / (timing.runs as f64).sqrt() / timing.median_ms;
         let of_runs = self.timings.iter().map(of_runs).fold(f64::MAX, f64::min);
-        Some((min, of_processes.hypot(of_runs)))
+        Some((mean, of_processes.hypot(of_runs)))
     }
+}
+
+/// The mean of the smaller half, the middle one included; `None` where there is none.
+fn faster_half(times: &[f64]) -> Option<f64> {
+    let mut sorted = times.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let half = &sorted[..sorted.len().div_ceil(2)];
+    (!half.is_empty()).then(|| half.iter().sum::<f64>() / half.len() as f64)
 }
 
 #[cfg(test)]
@@ -224,6 +231,13 @@ mod tests {
     fn a_tenth_slower_is_found_in_several_processes() {
         assert!(alarms(1.1, 7) >= 190, "{}", alarms(1.1, 7));
         assert!(alarms(1.3, 1) >= 190, "{}", alarms(1.3, 1));
+    }
+
+    #[test]
+    fn the_faster_half_by_hand() {
+        assert_eq!(faster_half(&[9.0, 1.0, 4.0]), Some(2.5));
+        assert_eq!(faster_half(&[9.0, 1.0, 4.0, 2.0]), Some(1.5));
+        assert_eq!((faster_half(&[3.0]), faster_half(&[])), (Some(3.0), None));
     }
 
     #[test]

@@ -182,8 +182,8 @@ fn legend(comparison: &Comparison) -> String {
     let ratios: Vec<_> = comparison.entries.iter().filter_map(|entry| entry.ratio).collect();
     let medians = ratios.iter().filter(|ratio| ratio.basis == Basis::Medians).count();
     let mut text = String::from(
-        "old, new: a quarter of the runs of the fastest process was shorter. ratio: new by old, above 1 is slower. \
-         95 %: the interval that the ratio lies in.",
+        "old, new: a quarter of a process's runs was shorter, the mean over the faster half of the processes. ratio: new by \
+         old, above 1 is slower. 95 %: the interval that the ratio lies in.",
     );
     if ratios.iter().any(|ratio| ratio.spread == Spread::Assumed) {
         text += " Processes of one program are taken to differ by 3 %, as there are fewer than five lines of a problem on \
