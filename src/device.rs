@@ -177,6 +177,15 @@ impl Device {
         }
     }
 
+    /// Seconds until the GPU has copied one tensor onto another of the same size so many times by its own command; `None` on the CPU
+    /// backend, whose copies are the plan's.
+    pub(crate) fn time_copies(&self, from: &DeviceTensor, to: &DeviceTensor, copies: u32) -> Result<Option<f64>> {
+        match (&self.inner, &from.storage, &to.storage) {
+            (Inner::Gpu(gpu), Storage::Gpu(from), Storage::Gpu(to)) => gpu.time_copies(from, to, copies).map(Some),
+            _ => Ok(None),
+        }
+    }
+
     /// Drops the compiled pipelines, but for those that plans hold, and with them what drivers keep for each: megabytes on software
     /// devices. Later plans compile theirs anew, or find them in the cache on disk.
     pub fn forget_pipelines(&self) {

@@ -162,15 +162,24 @@ fn options_that_contradict_each_other_are_refused() {
         let arguments = [&["bench", "--device", "cpu", "--suite", "latency"], option].concat();
         parts(&command(&arguments).output().unwrap())
     };
-    for (option, expected) in [
-        (&["--warm"][..], "--warm says nothing"),
-        (&["--csv"], "--csv says"),
-        (&["--report", path], "`regard report FILE`"),
-    ] {
+    for (option, expected) in [(&["--warm"][..], "--warm says nothing"), (&["--csv"], "--csv says")] {
         let (code, printed, complaint) = latency(option);
         assert_eq!((code, printed.as_str()), (Some(2), ""), "{complaint}");
         assert!(complaint.starts_with("error: suite: latency") && complaint.contains(expected), "{complaint}");
     }
+}
+
+#[test]
+fn first_results_have_a_page_of_their_own() {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("latency.html");
+    let arguments = ["bench", "--device", "cpu", "--suite", "latency", "--report", path.to_str().unwrap()];
+    let (code, printed, complaint) = parts(&command(&arguments).output().unwrap());
+    assert_eq!((code, complaint.as_str()), (Some(0), ""), "{printed}");
+    let page = fs::read_to_string(path).unwrap();
+    assert!(
+        printed.contains("first result") && page.contains("<h2 id=\"latency-title\">First results</h2>"),
+        "{printed}"
+    );
 }
 
 /// There is nothing to time in a problem without elements.

@@ -1,17 +1,17 @@
 //! Microkernels that show what a device does at most.
 //!
 //! Arithmetic is that of [`FmaChain`] and, on cooperative matrices, of [`MatrixChain`], whose data are in registers. Bandwidth is
-//! that of a copy, bytes read and written counted both, or of means of long rows, which only read, both over buffers larger than the
-//! caches. Each is the best of some runs, and each result is checked.
+//! that of a copy, bytes read and written counted both, by a kernel or by the device's own command, or of means of long rows, which
+//! only read, all over buffers larger than the caches. Each is the best of some runs, and each result is checked.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::cold::{DEVICE_BYTES, copied, copy, host_bytes};
+use super::cold::{DEVICE_BYTES, copied, copied_tensors, copy, host_bytes};
 use crate::capabilities::{Backend, Capabilities};
 use crate::case::CaseInput;
 use crate::compare::{NanMeans, Tolerance, compare};
-use crate::device::Device;
+use crate::device::{Device, DeviceTensor};
 use crate::error::{Error, Result};
 use crate::graph::Graph;
 use crate::op::{Op, Rows};
@@ -28,6 +28,8 @@ fn on_host(capabilities: &Capabilities) -> bool {
 const LONG: Duration = Duration::from_millis(20);
 /// Time for runs of which the best counts.
 const BUDGET: Duration = Duration::from_millis(400);
+/// Most copies in a submission.
+const MOST_COPIES: u32 = 1 << 10;
 /// Most steps of a chain.
 const MOST_STEPS: u32 = 1 << 15;
 
@@ -98,22 +100,54 @@ fn large(capabilities: &Capabilities) -> u64 {
     bytes.min(capabilities.binding_bytes)
 }
 
-/// Bytes a second, read and written, of a copy.
+/// Bytes a second, read and written, of a copy, by a kernel or by the device's own command, whichever is faster.
 pub(super) fn copying(device: &Device) -> Result<f64> {
     let bytes = large(device.capabilities());
-    let mut plan = copy(device, bytes)?;
-    let seconds = best(&mut plan)?;
-    if !copied(device, &plan)? {
-        return Err(Error::Device(format!("{}: a copy of {bytes} bytes is wrong", device.name())));
+    let by_kernel = {
+        let mut plan = copy(device, bytes)?;
+        let seconds = best(&mut plan)?;
+        check_copy(device, &plan.tensor("target")?)?;
+        seconds
+    };
+    let by_command = copying_by_command(device, bytes)?.unwrap_or(f64::INFINITY);
+    Ok(2.0 * bytes as f64 / by_kernel.min(by_command))
+}
+
+/// Seconds of a copy by the device's own command, where it has one.
+fn copying_by_command(device: &Device, bytes: u64) -> Result<Option<f64>> {
+    let (from, to) = copied_tensors(device, bytes)?;
+    let mut copies = 1;
+    loop {
+        let Some(seconds) = device.time_copies(&from, &to, copies)? else { return Ok(None) };
+        if seconds >= LONG.as_secs_f64() || copies >= MOST_COPIES {
+            break;
+        }
+        copies *= 2;
     }
-    Ok(2.0 * bytes as f64 / seconds)
+    let start = Instant::now();
+    let mut least = f64::INFINITY;
+    for runs in 0.. {
+        if runs >= 5 && start.elapsed() >= BUDGET {
+            break;
+        }
+        least = device.time_copies(&from, &to, copies)?.map_or(least, |seconds| least.min(seconds));
+    }
+    check_copy(device, &to)?;
+    Ok(Some(least / f64::from(copies)))
+}
+
+fn check_copy(device: &Device, target: &DeviceTensor) -> Result<()> {
+    if copied(device, target)? {
+        return Ok(());
+    }
+    Err(Error::Device(format!("{}: a copy of {} is wrong", device.name(), target.desc())))
 }
 
 /// Bytes a second of the means of rows.
 pub(super) fn reading(device: &Device) -> Result<f64> {
     let capabilities = device.capabilities();
-    // On the host's cores joining a workgroup's lanes takes longer than reading, so a lane has a row of 256 bytes to itself.
-    let length: usize = if on_host(capabilities) { 64 } else { 4096 };
+    // On a software device joining a workgroup's lanes takes longer than reading, so a lane has a row of 256 bytes to itself.
+    let length: usize = if capabilities.software { 64 } else { 4096 };
     let rows = usize::try_from(large(capabilities)).unwrap_or(usize::MAX) / 4 / length;
     let row = |at: usize| (at % 16) as f32;
     let x = HostTensor::f32(&[rows, length], (0..rows * length).map(|at| row(at / length)).collect())?;

@@ -36,7 +36,7 @@ pub struct Roofline {
     /// The same of cooperative matrices that multiply f16 and add up in f32, where the device has some.
     #[serde(default)]
     pub flops_matrices: Option<f64>,
-    /// Bytes a second of a copy, those read and those written.
+    /// Bytes a second of a copy by a kernel or by the device's own command, those read and those written.
     pub bytes_copied: f64,
     /// Bytes a second that are read where hardly any are written.
     pub bytes_read: f64,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use git_version::git_version;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use regard::bench::latency::Latency;
 use regard::bench::{Bench, CacheState, Line, Problem, Roofline, Run, Settings, Suite, Task, html};
 use regard::{Cache, Device, DeviceOptions, Error, Select, Strategy};
 
@@ -117,7 +118,7 @@ pub(crate) fn run(args: &Args, out: &mut impl Write) -> Result {
     }
     let ending = ending(&lines);
     if let Some(page) = &mut page {
-        page.write(&html(&[Run { name: "this run".into(), lines, latencies: Vec::new() }]))?;
+        page.write(&html(&[this_run(lines, Vec::new())]))?;
     }
     Ok(ending)
 }
@@ -157,12 +158,18 @@ fn latency(args: &Args, device: &Device, out: &mut impl Write) -> Result {
         let why = format!("suite: latency is one layer in processes of its own, and {option} says nothing about it");
         return Err(Error::Parse(why).into());
     }
-    if args.report.is_some() {
-        let why = "suite: latency writes lines with --out FILE, of which `regard report FILE` makes a page; --report does not";
-        return Err(Error::Parse(why.into()).into());
-    }
     let mut file = args.out.as_deref().map(Target::create).transpose()?;
-    super::latency::run(device, args.json, file.as_mut(), out)
+    let mut page = args.report.as_deref().map(Target::create).transpose()?;
+    let latency = super::latency::run(device, args.json, file.as_mut(), out)?;
+    if let Some(page) = &mut page {
+        page.write(&html(&[this_run(Vec::new(), vec![latency])]))?;
+    }
+    Ok(Ending::Good)
+}
+
+/// What a report says of lines that were not read from a file.
+fn this_run(lines: Vec<Line>, latencies: Vec<Latency>) -> Run {
+    Run { name: "this run".into(), lines, latencies }
 }
 
 fn form(args: &Args) -> Form {

@@ -11,7 +11,7 @@ use regard::{Cache, Device, Select};
 
 use super::bench_output::Target;
 use super::text::{duration, wrap};
-use super::{Ending, Result, parse_select};
+use super::{Ending, Failure, Result, parse_select};
 
 /// Processes with empty caches, and as many with filled ones.
 const ROUNDS: usize = 5;
@@ -31,7 +31,12 @@ pub(crate) fn child(args: &ChildArgs, out: &mut impl Write) -> Result {
 }
 
 /// `file` gets the JSON line too.
-pub(crate) fn run(device: &Device, json: bool, file: Option<&mut Target>, out: &mut impl Write) -> Result {
+pub(crate) fn run(
+    device: &Device,
+    json: bool,
+    file: Option<&mut Target>,
+    out: &mut impl Write,
+) -> std::result::Result<Latency, Failure> {
     let program = std::env::current_exe()?;
     let before = words_before();
     let on_cpu = device.capabilities().backend == Backend::Cpu;
@@ -49,7 +54,7 @@ pub(crate) fn run(device: &Device, json: bool, file: Option<&mut Target>, out: &
         true => writeln!(out, "{line}")?,
         false => print(&latency, out)?,
     }
-    Ok(Ending::Good)
+    Ok(latency)
 }
 
 /// What stands between the executable and its arguments where a dynamic loader was asked to start this program, as the runner of

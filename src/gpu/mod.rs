@@ -1,6 +1,7 @@
 //! Everything that names wgpu: adapters, devices, programs, profiling.
 
 mod adapter;
+mod copies;
 mod embed;
 mod gpu_device;
 mod pipelines;
