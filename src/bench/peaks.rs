@@ -109,7 +109,10 @@ pub(super) fn copying(device: &Device) -> Result<f64> {
         check_copy(device, &plan.tensor("target")?)?;
         seconds
     };
-    let by_command = copying_by_command(device, bytes)?.unwrap_or(f64::INFINITY);
+    let by_command = match device.capabilities().backend {
+        Backend::Gpu => copying_by_command(device, bytes)?.unwrap_or(f64::INFINITY),
+        Backend::Cpu => f64::INFINITY,
+    };
     Ok(2.0 * bytes as f64 / by_kernel.min(by_command))
 }
 
