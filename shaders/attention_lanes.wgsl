@@ -5,10 +5,18 @@
 // keys four at a time, which it keeps in workgroup memory as they are. A lane owns ROWS whole rows, of q and of o: all lanes read
 // the same number at the same time, and none waits for another within a tile. That suits drivers that make lanes the elements
 // of a host's vector registers, where an address that differs between lanes costs a load for each, and one that is the same for
-// all and known beforehand costs the least. Maximum, sum and o as in attention_fused.
+// all and known beforehand costs the least.
 //
-// With GUARDED, a NaN or infinity in v reaches only the rows that look at its key: tiles that hold one take a path that looks at
-// each weight.
+// Such drivers let the lanes of a workgroup take turns from barrier to barrier, vector by vector. Barriers between the scores, the
+// first half of the values and the second keep what is between two of them as short as what a host's core remembers of decoded
+// instructions, so that the next vector runs it from there. The next keys are staged behind the second barrier, values behind the
+// third, as nobody reads the last ones any more.
+//
+// Maximum, sum and o as in attention_fused, but the maximum only follows where a score is RISE above it: what it is in the end
+// divides out.
+//
+// With GUARDED, some rows do not look at some keys, and a NaN or infinity in v reaches only those that look at its key: tiles that
+// hold one take a path that looks at each weight.
 
 const HEAD_DIM: u32 = 64u; // host
 const VALUE_DIM: u32 = 64u; // host
@@ -21,37 +29,85 @@ const ROWS: u32 = 4u; // host
 const LANES: u32 = QUERIES / ROWS;
 const HEAD_PARTS: u32 = max((HEAD_DIM + 3u) / 4u, 1u);
 const VALUE_PARTS: u32 = max((VALUE_DIM + 3u) / 4u, 1u);
+const HALF: u32 = VALUE_PARTS / 2u;
+const RISE: f32 = 8.0; // weights reach at most 2 ^ 8, or e ^ 8
 const_assert QUERIES % ROWS == 0u && KEYS == 4u;
+
+alias Weights = array<vec4<f32>, ROWS>; // [row][key]
+alias Output = array<vec4<f32>, ROWS * VALUE_PARTS>; // [row][dimension / 4]
 
 var<workgroup> wg_k: array<vec4<f32>, KEYS * HEAD_PARTS>; // [key][dimension / 4]
 var<workgroup> wg_v: array<vec4<f32>, KEYS * VALUE_PARTS>; // likewise
-var<workgroup> wg_poisoned: atomic<u32>; // a value of the tile is NaN or infinite
+var<workgroup> wg_poisoned: atomic<u32>; // one more than the first key of the last tile with a value that is NaN or infinite
 
-fn stage(tile: Tile, first_key: u32, lane: u32) {
+fn stage_keys(tile: Tile, first_key: u32, lane: u32) {
     for (var i = lane; i < KEYS * HEAD_PARTS; i += LANES) {
         wg_k[i] = k_part(tile, first_key + i / HEAD_PARTS, i % HEAD_PARTS * 4u);
     }
+}
+
+fn stage_values(tile: Tile, first_key: u32, lane: u32) {
     for (var i = lane; i < KEYS * VALUE_PARTS; i += LANES) {
         let values = v_part(tile, first_key + i / VALUE_PARTS, i % VALUE_PARTS * 4u);
         if GUARDED && !all(finite(values)) {
-            atomicStore(&wg_poisoned, 1u);
+            atomicStore(&wg_poisoned, first_key + 1u);
         }
         wg_v[i] = values;
     }
+}
+
+// The first key tile from `start` on that is looked at, or one past the end. The same for the whole workgroup.
+fn next_seen(tile: Tile, start: u32, end: u32, lane: u32) -> u32 {
+    var first_key = start;
+    while first_key < end && nothing_seen(tile, first_key, lane) {
+        first_key += KEYS;
+    }
+    return first_key;
 }
 
 fn greatest(scores: vec4<f32>) -> f32 {
     return max(max(scores.x, scores.y), max(scores.z, scores.w));
 }
 
-// Weight times value, where the weight is not zero.
-fn careful(weight: f32, value: vec4<f32>) -> vec4<f32> {
-    return select(weight * value, vec4<f32>(), weight == 0.0);
+// Adds the values of the tile by their weights, in some of the dimensions. A poisoned value counts where its weight is not zero; both
+// paths add in one order, so that rows which see none come out the same.
+fn add_values(tile: Tile, o: ptr<function, Output>, p: ptr<function, Weights>, first: u32, end: u32, poisoned: bool) {
+    if poisoned {
+        for (var key = 0u; key < rounds(tile, KEYS); key++) {
+            for (var d = first; d < end; d++) {
+                let value = wg_v[key * VALUE_PARTS + d];
+                for (var r = 0u; r < ROWS; r++) {
+                    let weight = (*p)[r][key];
+                    (*o)[r * VALUE_PARTS + d] += select(weight * value, vec4<f32>(), weight == 0.0);
+                }
+            }
+        }
+    } else {
+        for (var d = first; d < end; d++) {
+            let v_0 = wg_v[d];
+            let v_1 = wg_v[VALUE_PARTS + d];
+            let v_2 = wg_v[2u * VALUE_PARTS + d];
+            let v_3 = wg_v[3u * VALUE_PARTS + d];
+            for (var r = 0u; r < ROWS; r++) {
+                let w = (*p)[r];
+                let at = r * VALUE_PARTS + d;
+                (*o)[at] = (*o)[at] + w.x * v_0 + w.y * v_1 + w.z * v_2 + w.w * v_3;
+            }
+        }
+    }
 }
 
-// A row of the tile that a lane owns.
+// A row of the tile that a lane owns: neighbours own neighbouring rows, so that a vector's lanes look at much the same keys.
 fn row_of(lane: u32, r: u32) -> u32 {
-    return lane + r * LANES;
+    return lane * ROWS + r;
+}
+
+// Keys that some row of the lane may look at.
+fn keys_of_lane(tile: Tile, lane: u32) -> vec2<u32> {
+    if HEADS_PER_TILE > 1u {
+        return keys_of(tile);
+    }
+    return keys_between(tile, tile.first_row + row_of(lane, 0u), tile.first_row + row_of(lane, ROWS));
 }
 
 @compute @workgroup_size(LANES)
@@ -77,65 +133,84 @@ fn main(
         maximum[r] = LOWEST;
     }
     var sum: array<f32, ROWS>;
-    var o: array<vec4<f32>, ROWS * VALUE_PARTS>; // [row][dimension / 4]
+    var o: Output;
     let span = keys_of(tile);
-    for (var first_key = span.x; first_key < span.y; first_key += KEYS) {
-        if nothing_seen(tile, first_key, lane) {
-            continue;
-        }
-        stage_rows(tile.kv_origin, tile.kv_start, first_key, tile.length, lane);
-        workgroupBarrier();
-        // Not before all lanes have left the last tile, where they look at it.
-        if GUARDED {
-            if lane == 0u {
-                atomicStore(&wg_poisoned, 0u);
-            }
-            workgroupBarrier();
-        }
-        stage(tile, first_key, lane);
-        workgroupBarrier();
-        let whole = is_whole(tile, first_key);
-        let poisoned = GUARDED && atomicLoad(&wg_poisoned) != 0u;
+    let own = keys_of_lane(tile, lane);
+    var first_key = next_seen(tile, span.x, span.y, lane);
+    if GUARDED && lane == 0u {
+        atomicStore(&wg_poisoned, 0u);
+    }
+    stage_rows(tile.kv_origin, tile.kv_start, first_key, tile.length, lane);
+    workgroupBarrier();
+    stage_keys(tile, first_key, lane);
+    workgroupBarrier();
+    while first_key < span.y {
+        stage_values(tile, first_key, lane);
         // Scores, then weights, of the four keys.
-        var p: array<vec4<f32>, ROWS>;
-        for (var d = 0u; d < HEAD_PARTS; d++) {
-            let k_0 = wg_k[d];
-            let k_1 = wg_k[HEAD_PARTS + d];
-            let k_2 = wg_k[2u * HEAD_PARTS + d];
-            let k_3 = wg_k[3u * HEAD_PARTS + d];
-            for (var r = 0u; r < ROWS; r++) {
-                let x = q[r * HEAD_PARTS + d];
-                p[r] += vec4(dot(x, k_0), dot(x, k_1), dot(x, k_2), dot(x, k_3));
+        var p: Weights;
+        // Where no lane of a vector looks, the host jumps.
+        let looks = !GUARDED || (first_key >= own.x && first_key < own.y);
+        if looks {
+            for (var d = 0u; d < HEAD_PARTS; d++) {
+                let k_0 = wg_k[d];
+                let k_1 = wg_k[HEAD_PARTS + d];
+                let k_2 = wg_k[2u * HEAD_PARTS + d];
+                let k_3 = wg_k[3u * HEAD_PARTS + d];
+                for (var r = 0u; r < ROWS; r++) {
+                    let x = q[r * HEAD_PARTS + d];
+                    p[r] += vec4(dot(x, k_0), dot(x, k_1), dot(x, k_2), dot(x, k_3));
+                }
             }
-        }
-        var shrink: array<f32, ROWS>;
-        for (var r = 0u; r < ROWS; r++) {
-            var scores = p[r] * params.scale;
-            if !whole {
-                scores = masked_row(tile, row_of(lane, r), first_key, scores);
-            }
-            let before = maximum[r];
-            maximum[r] = max(before, greatest(scores));
-            shrink[r] = power(vec4(before - maximum[r])).x;
-            p[r] = weights(scores, vec4(maximum[r]));
-            sum[r] = sum[r] * shrink[r] + dot(p[r], vec4(1.0));
-        }
-        for (var d = 0u; d < VALUE_PARTS; d++) {
-            let v_0 = wg_v[d];
-            let v_1 = wg_v[VALUE_PARTS + d];
-            let v_2 = wg_v[2u * VALUE_PARTS + d];
-            let v_3 = wg_v[3u * VALUE_PARTS + d];
+            let whole = is_whole(tile, first_key);
             for (var r = 0u; r < ROWS; r++) {
-                let at = r * VALUE_PARTS + d;
-                if poisoned {
-                    // In the order of the other path, so that rows which see no NaN come out the same.
-                    o[at] = o[at] * shrink[r]
-                        + careful(p[r].x, v_0) + careful(p[r].y, v_1) + careful(p[r].z, v_2) + careful(p[r].w, v_3);
-                } else {
-                    o[at] = o[at] * shrink[r] + p[r].x * v_0 + p[r].y * v_1 + p[r].z * v_2 + p[r].w * v_3;
+                p[r] *= params.scale;
+                if !whole {
+                    p[r] = masked_row(tile, row_of(lane, r), first_key, p[r]);
                 }
             }
         }
+        workgroupBarrier();
+
+        if looks {
+            var top: array<f32, ROWS>;
+            var rises = false;
+            for (var r = 0u; r < ROWS; r++) {
+                top[r] = greatest(p[r]);
+                rises = rises || top[r] > maximum[r] + RISE;
+            }
+            if rises {
+                var shrink: array<f32, ROWS>;
+                for (var r = 0u; r < ROWS; r++) {
+                    let before = maximum[r];
+                    maximum[r] = max(before, top[r]);
+                    shrink[r] = power(vec4(before - maximum[r])).x;
+                    sum[r] *= shrink[r];
+                }
+                for (var d = 0u; d < VALUE_PARTS; d++) {
+                    for (var r = 0u; r < ROWS; r++) {
+                        o[r * VALUE_PARTS + d] *= shrink[r];
+                    }
+                }
+            }
+            for (var r = 0u; r < ROWS; r++) {
+                p[r] = weights(p[r], vec4(maximum[r]));
+                sum[r] += dot(p[r], vec4(1.0));
+            }
+        }
+        let poisoned = GUARDED && atomicLoad(&wg_poisoned) == first_key + 1u;
+        let next = next_seen(tile, first_key + KEYS, span.y, lane);
+        stage_rows(tile.kv_origin, tile.kv_start, next, tile.length, lane);
+        if looks {
+            add_values(tile, &o, &p, 0u, HALF, poisoned);
+        }
+        workgroupBarrier();
+
+        stage_keys(tile, next, lane);
+        if looks {
+            add_values(tile, &o, &p, HALF, VALUE_PARTS, poisoned);
+        }
+        workgroupBarrier();
+        first_key = next;
     }
 
     for (var r = 0u; r < ROWS; r++) {

@@ -85,11 +85,16 @@ fn tile_at(workgroup: u32) -> Tile {
 
 // Keys that some row of the tile may look at: the first, a multiple of KEYS, and the end.
 fn keys_of(tile: Tile) -> vec2<u32> {
-    let shift = band_shift(tile.s);
     let rows_of_a_head = select(QUERIES, params.rows_per_head, HEADS_PER_TILE > 1u);
-    let last_row = i32(min(tile.first_row + rows_of_a_head, tile.s.q_count)) - 1;
-    let begin = clamp(i32(tile.first_row) + params.visit_lower + shift, 0, i32(tile.length));
-    let end = clamp(last_row + params.visit_upper + shift + 1, 0, i32(tile.length));
+    return keys_between(tile, tile.first_row, tile.first_row + rows_of_a_head);
+}
+
+// Keys that some of these queries of the tile may look at, likewise.
+fn keys_between(tile: Tile, first_query: u32, end_query: u32) -> vec2<u32> {
+    let shift = band_shift(tile.s);
+    let last_query = i32(min(end_query, tile.s.q_count)) - 1;
+    let begin = clamp(i32(first_query) + params.visit_lower + shift, 0, i32(tile.length));
+    let end = clamp(last_query + params.visit_upper + shift + 1, 0, i32(tile.length));
     return vec2(u32(begin) / KEYS * KEYS, u32(end));
 }
 

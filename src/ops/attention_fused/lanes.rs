@@ -20,6 +20,17 @@
 //!   same without barriers: 73, as products with `shrink` are then made for all of `o` first and put aside.
 //! - Keys in the lanes of a vector, handed on by `subgroupBroadcast`: 50 ms beside 49, with eight rows 45.
 //! - `fma` in place of products and sums: no difference (45 to 47 ms).
+//! - What a vector runs from one barrier to the next, if it is longer than some 2,400 instructions, is decoded anew for each vector of
+//!   the workgroup, and a core that could do four or five instructions a cycle does 2.3 (straight-line code of the same kind, by its
+//!   length). A barrier between scores and values: 48 ms beside 53. Values in two halves as well: 34 beside 39. The next keys and
+//!   values staged while the last ones are used, a barrier less and stores with time to drain: 46 beside 53. Sums that shrink only
+//!   where a maximum has risen by `RISE`: 42 beside 50. The softmax behind the first barrier: 32 beside 42. The path for NaN apart from
+//!   the other, not within its loops: causal 28 beside 32. Lanes that own neighbouring rows, so that a vector jumps over keys that none
+//!   of its rows sees: a window of 256 25 beside 31, causal 22 beside 24.
+//! - Beside these (30 to 36 ms): scores in two halves as well 34, eight keys to a tile 34 to 37, eight rows to a lane 35 to 39 and 5 s to
+//!   compile, keys from their buffers 44, 512 rows to a tile no difference. A barrier between a row's scores and what makes them whole:
+//!   109, as LLVM repeats behind a barrier all arithmetic that ends in what is used there, up to a branch or call. Rows that are
+//!   whole told apart lane by lane: 39 beside 35. Values of a poisoned tile unrolled for all four keys: twice the time to compile.
 //! - A loop over the keys of a tile whose end is not a constant: 20 in place of 28.
 //!
 //! At head_dim 128 four rows take 7 s to compile and are 9 % faster than two.
@@ -57,8 +68,9 @@ impl AttentionFused {
         }
         let rows = self.rows_of_a_tile(&sizes);
         let four = width <= MAX_WIDTH_OF_FOUR;
+        let sees_all = self.checked(&sizes, inputs).ok()?.sees_all();
         // Where some keys are hidden, lower tiles have fewer of them that nobody sees.
-        let tall = four && self.checked(&sizes, inputs).ok()?.sees_all() && {
+        let tall = four && sees_all && {
             let tiles = sizes.batch * sizes.heads * (sizes.seq_q / TALL);
             tiles >= TILES_OF_A_PROCESSOR * capabilities.processors as usize
         };
@@ -68,7 +80,11 @@ impl AttentionFused {
         let constants = vec![("ROWS", Constant::U32(rows_of_a_lane))];
         let staging = Staging::new(inputs, &sizes, queries / rows_of_a_lane as usize);
         let parts = [sizes.head_dim, sizes.head_dim_v].map(|width| width.div_ceil(4).max(1));
-        let rounds = parts.map(|parts| staging.rounds(KEYS * parts, 1) + parts + 1).iter().sum();
+        let staged: usize = parts.map(|parts| staging.rounds(KEYS * parts, 1)).iter().sum();
+        let halves = parts[1] + 2;
+        let poisoned = if sees_all { 0 } else { KEYS * (halves + 2) };
+        // Scores, o where a maximum rises, the values in halves, also key by key where one is poisoned, and the way to the next tile.
+        let rounds = staged + parts[0] + 1 + parts[1] + 1 + halves + poisoned + 2;
         let kernel = Kernel { main: LANES, libraries: Vec::new(), queries, keys: KEYS, constants, rounds, shares: 1 };
         self.fused(inputs, capabilities, kernel)
     }
