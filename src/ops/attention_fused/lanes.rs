@@ -12,7 +12,8 @@
 //!   and 10 s to compile in place of 1.5.
 //! - Keys and values from their buffers, without workgroup memory: 20 to 25, or 45 where the address was a shift of one number.
 //! - The same with addresses that nothing is divided for, four rows to a lane: 24, eight rows: 17, beside 40 to 46.
-//! - 256 rows to a tile, beside 128 in turns, by processor time: 36 and 40 ms; causal 25 and 24. 512 rows: 40.
+//! - 256 rows to a tile, beside 128 in turns, by processor time: 36 and 40 ms. 512 rows: 40. Causal 25 and 24, and 18 and 20 since
+//!   vectors jump over keys that none of their rows sees.
 //! - Eight rows to a lane: 35 to 47 ms beside 41 to 51, and 7 s to compile.
 //! - Keys staged by uniform loads, of each of four vectors a quarter: 99 ms beside 49, all of them by each vector 270: a store to
 //!   workgroup memory costs as much for one number as for eight.
@@ -68,9 +69,8 @@ impl AttentionFused {
         }
         let rows = self.rows_of_a_tile(&sizes);
         let four = width <= MAX_WIDTH_OF_FOUR;
-        let sees_all = self.checked(&sizes, inputs).ok()?.sees_all();
-        // Where some keys are hidden, lower tiles have fewer of them that nobody sees.
-        let tall = four && sees_all && {
+        // Lower tiles more often have a mask that hides all of a tile's keys. Keys that a band hides cost a row little.
+        let tall = four && !self.skips() && {
             let tiles = sizes.batch * sizes.heads * (sizes.seq_q / TALL);
             tiles >= TILES_OF_A_PROCESSOR * capabilities.processors as usize
         };
@@ -82,6 +82,7 @@ impl AttentionFused {
         let parts = [sizes.head_dim, sizes.head_dim_v].map(|width| width.div_ceil(4).max(1));
         let staged: usize = parts.map(|parts| staging.rounds(KEYS * parts, 1)).iter().sum();
         let halves = parts[1] + 2;
+        let sees_all = self.checked(&sizes, inputs).ok()?.sees_all();
         let poisoned = if sees_all { 0 } else { KEYS * (halves + 2) };
         // Scores, o where a maximum rises, the values in halves, also key by key where one is poisoned, and the way to the next tile.
         let rounds = staged + parts[0] + 1 + parts[1] + 1 + halves + poisoned + 2;
