@@ -142,7 +142,9 @@ fn main(
     }
     stage_rows(tile.kv_origin, tile.kv_start, first_key, tile.length, lane);
     workgroupBarrier();
-    stage_keys(tile, first_key, lane);
+    if first_key < span.y {
+        stage_keys(tile, first_key, lane);
+    }
     workgroupBarrier();
     while first_key < span.y {
         stage_values(tile, first_key, lane);
@@ -205,7 +207,9 @@ fn main(
         }
         workgroupBarrier();
 
-        stage_keys(tile, next, lane);
+        if next < span.y {
+            stage_keys(tile, next, lane);
+        }
         if looks {
             add_values(tile, &o, &p, HALF, VALUE_PARTS, poisoned);
         }
