@@ -27,7 +27,8 @@
 //! | bound, if all tile loads went at copy speed | 57 TFLOP/s | 67 | 67 | 67 | spills |
 //!
 //! On Mesa 26's lavapipe, (1, 8, 1024, 64) f32, two cores of an AMD EPYC, medians of seven runs: `attention_lanes` 32.7 GFLOP/s
-//! (causal, by the halved count, 33.8), `attention_subgroup` 10.4 (9.3), `attention_fused` 9.0 (8.9).
+//! (causal, by the halved count, 33.8), `attention_subgroup` 10.4 (9.3), `attention_fused` 9.0 (8.9). `attention_lanes` as it is now,
+//! by `scripts/peers`: 50 (44).
 //!
 //! Ideas that lost:
 //! - Scores and outputs of a lane as arrays indexed by a row loop, so that 1, 2 or 4 rows could be a constant: 185 ms against
