@@ -7,13 +7,13 @@ mod common;
 #[path = "common/turns.rs"]
 mod turns;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use common::{Subject, Verdict, each_device, each_of, run};
-use libtest_mimic::Completion;
-use regard::capabilities::{Backend, Capabilities};
+use libtest_mimic::{Completion, Trial};
+use regard::capabilities::{Backend, Capabilities, CooperativeMatrix};
 use regard::case::Case;
 use regard::op::Technique;
 use regard::verify::{Outcome, Prepared, cases, kernels};
@@ -35,12 +35,8 @@ fn main() -> ExitCode {
         let name = format!("larger subgroups/{}/{}", case.op.name(), case.name);
         each_of(&[Backend::Gpu], &name, move |subject| larger_subgroups(subject, &case))
     });
-    let of_subgroups = with_subgroups().into_iter().step_by(SUBGROUP_STEP).flat_map(|case| {
-        let name = format!("subgroup operations/{}/{}", case.op.name(), case.name);
-        let trials = each_of(&[Backend::Gpu], &name, move |subject| subgroup_operations(subject, &case));
-        trials.into_iter().filter(|trial| !trial.name().ends_with(" checked"))
-    });
-    run(trials.chain(repeated).chain(of_subgroups).collect())
+    let rare = [Rare::SubgroupOperations, Rare::CooperativeMatrices].into_iter().flat_map(Rare::trials);
+    run(trials.chain(repeated).chain(rare).collect())
 }
 
 /// A number for each case, the same where kernels differ in nothing but their parameters: what is compiled for the first is there for
@@ -64,32 +60,84 @@ fn roomy() -> Capabilities {
     }
 }
 
-/// Of the cases that a kernel with subgroup operations takes, those that are run for each size of subgroups: one of so many.
-const SUBGROUP_STEP: usize = 83;
-
-/// Cases that a kernel with subgroup operations takes on a device that has them.
-fn with_subgroups() -> Vec<Case> {
-    cases(None, None).into_iter().filter(|case| subgroup_kernels(case, &roomy()).next().is_some()).collect()
+/// Kernels that need what few devices have, tried by themselves on those that have it.
+#[derive(Debug, Clone, Copy)]
+enum Rare {
+    /// For each size of subgroups, which the environment of a software device says.
+    SubgroupOperations,
+    CooperativeMatrices,
 }
 
-/// The kernels with subgroup operations that a device offers for a case.
-fn subgroup_kernels(case: &Case, capabilities: &Capabilities) -> impl Iterator<Item = Technique> + use<> {
-    let techniques = case.op.techniques(&case.descs(), capabilities).into_iter();
-    techniques.filter(|technique| matches!(technique, Technique::Gpu(launch) if launch.shader.needs_subgroups()))
-}
-
-/// Whatever the size of the device's subgroups, which the environment of a software device says.
-fn subgroup_operations(subject: &Subject, case: &Case) -> Verdict {
-    let techniques: Vec<_> = subgroup_kernels(case, subject.device.capabilities()).collect();
-    assert_eq!(techniques.is_empty(), subject.device.capabilities().subgroups.is_none(), "{} is offered", case.name);
-    let prepared = Prepared::new(case.clone());
-    for technique in techniques.iter().filter(|technique| !technique.name().ends_with("_coop")) {
-        let outcome = prepared.check(&subject.device, technique);
-        if outcome.failed() {
-            return Err(failure(subject, case, technique.name(), &outcome).into());
+impl Rare {
+    /// What its trials are called, one in how many kernels is run, and a device that has it.
+    fn parts(self) -> (&'static str, usize, Capabilities) {
+        let matrices = CooperativeMatrix { m: 8, n: 8, k: 8, factors: "f16".into(), accumulator: "f32".into() };
+        match self {
+            Self::SubgroupOperations => ("subgroup operations", 30, roomy()),
+            Self::CooperativeMatrices => {
+                ("cooperative matrices", 4, Capabilities { cooperative: vec![matrices], ..roomy() })
+            }
         }
     }
-    Ok(Completion::Completed)
+
+    /// Those of its kernels that a device offers for a case.
+    fn techniques(self, case: &Case, capabilities: &Capabilities) -> Vec<Technique> {
+        let mut techniques = case.op.techniques(&case.descs(), capabilities);
+        techniques.retain(|technique| match (self, technique) {
+            (Self::CooperativeMatrices, _) => on_matrices(technique.name()),
+            (Self::SubgroupOperations, Technique::Gpu(launch)) => {
+                launch.shader.needs_subgroups() && !on_matrices(technique.name())
+            }
+            (Self::SubgroupOperations, Technique::Cpu(_)) => false,
+        });
+        techniques
+    }
+
+    /// Of cases with the same kernels the first.
+    fn trials(self) -> Vec<Trial> {
+        let (name, one_in, capabilities) = self.parts();
+        let mut seen = HashSet::new();
+        let mut cases = cases(None, None);
+        cases.retain(|case| {
+            let kernels: Vec<_> = self.techniques(case, &capabilities).iter().filter_map(text).collect();
+            !kernels.is_empty() && seen.insert(kernels)
+        });
+        let trials = cases.into_iter().step_by(one_in).enumerate().flat_map(|(number, case)| {
+            let name = format!("{name}/{}/{}", case.op.name(), case.name);
+            in_turn(number, each_of(&[Backend::Gpu], &name, move |subject| self.check(subject, &case)))
+        });
+        trials.collect()
+    }
+
+    fn check(self, subject: &Subject, case: &Case) -> Verdict {
+        let own = subject.device.capabilities();
+        let techniques = self.techniques(case, own);
+        let has_it = match self {
+            Self::SubgroupOperations => own.subgroups.is_some(),
+            Self::CooperativeMatrices => own.matrix_edge().is_some(),
+        };
+        assert_eq!(!techniques.is_empty(), has_it, "{} is offered", case.name);
+        let prepared = Prepared::new(case.clone());
+        for technique in &techniques {
+            let outcome = prepared.check(&subject.device, technique);
+            if outcome.failed() {
+                return Err(failure(subject, case, technique.name(), &outcome).into());
+            }
+        }
+        Ok(Completion::Completed)
+    }
+}
+
+/// What a driver compiles.
+fn text(technique: &Technique) -> Option<String> {
+    match technique {
+        Technique::Gpu(launch) => launch.shader.text().ok(),
+        Technique::Cpu(_) => None,
+    }
+}
+
+fn on_matrices(technique: &str) -> bool {
+    technique.ends_with("_coop")
 }
 
 /// Cases whose kernels take another form where subgroups are large.
@@ -106,14 +154,14 @@ fn larger_subgroups(subject: &Subject, case: &Case) -> Verdict {
     let (Some(_), Some((least, largest))) = (own.matrix_edge(), own.subgroups) else {
         // Without matrices there is no such kernel to offer.
         let techniques = case.op.techniques(&case.descs(), own);
-        assert!(techniques.iter().all(|technique| !technique.name().ends_with("_coop")), "{}", case.name);
+        assert!(techniques.iter().all(|technique| !on_matrices(technique.name())), "{}", case.name);
         return Ok(Completion::Completed);
     };
     let prepared = Prepared::new(case.clone());
     for factor in [2, 8] {
         let capabilities = Capabilities { subgroups: Some((least, factor * largest)), ..own.clone() };
         let techniques = case.op.techniques(&case.descs(), &capabilities);
-        let Some(coop) = techniques.iter().find(|technique| technique.name().ends_with("_coop")) else {
+        let Some(coop) = techniques.iter().find(|technique| on_matrices(technique.name())) else {
             return Err(format!("{}: no technique with matrices is offered", case.name).into());
         };
         let outcome = prepared.check(&subject.device, coop);
@@ -137,9 +185,8 @@ struct Turn {
 impl Turn {
     /// Cooperative matrices, which few devices have, run each case; the others by turns.
     fn is_of(self, place: usize, names: &[&str]) -> bool {
-        let matrices = |name: &str| name.ends_with("_coop");
-        let others: Vec<usize> = (0..names.len()).filter(|&place| !matrices(names[place])).collect();
-        matrices(names[place]) || others.get(self.number % others.len().max(1)) == Some(&place)
+        let others: Vec<usize> = (0..names.len()).filter(|&place| !on_matrices(names[place])).collect();
+        on_matrices(names[place]) || others.get(self.number % others.len().max(1)) == Some(&place)
     }
 }
 

@@ -1,5 +1,6 @@
 //! Which adapters there are and what they can do.
 
+use super::features::features;
 use crate::capabilities::{Backend, Capabilities, CooperativeMatrix, PROCESSORS, host_threads};
 use crate::device::Select;
 use crate::error::{Error, Result};
@@ -83,7 +84,7 @@ impl Adapter {
                 wgpu::DeviceType::Cpu => Kind::Software,
                 wgpu::DeviceType::Other => Kind::Other,
             },
-            capabilities: capabilities(&adapter, adapter.features(), &adapter.limits()),
+            capabilities: capabilities(&adapter, features(&adapter), &adapter.limits()),
             name: info.name,
             adapter,
         }

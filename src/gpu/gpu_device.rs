@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::adapter::{Adapter, capabilities, select};
+use super::features::features;
 use super::pipelines::Pipelines;
 use super::readback::{Readback, Staging};
 use crate::capabilities::Capabilities;
@@ -64,7 +65,7 @@ impl Gpu {
             | wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX;
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("regard"),
-            required_features: adapter.adapter.features() & wanted,
+            required_features: features(&adapter.adapter) & wanted,
             required_limits: adapter.adapter.limits(),
             experimental_features: experimental(),
             ..Default::default()

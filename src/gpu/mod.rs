@@ -3,6 +3,7 @@
 mod adapter;
 mod copies;
 mod embed;
+mod features;
 mod gpu_device;
 mod pipelines;
 mod program;
