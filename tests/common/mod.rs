@@ -93,15 +93,15 @@ fn strict(subject: &Subject, verdict: Verdict) -> Verdict {
     }
 }
 
-/// Runs trials with the standard command line, twice as many at a time as there are cores: those on a software device wait for each
-/// other, as it compiles for one at a time. In CI there must be an adapter.
+/// Runs trials with the standard command line, four times as many at a time as there are cores: those on a software device wait for
+/// each other, as it compiles for one at a time, and of fewer trials all may wait for the same one. In CI there must be an adapter.
 pub fn run(mut trials: Vec<Trial>) -> ExitCode {
     if in_ci() && SUBJECTS.len() == 1 {
         trials.push(Trial::test("an adapter is present", || Err(NO_ADAPTER.into())));
     }
     let mut arguments = Arguments::from_args();
     let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
-    arguments.test_threads.get_or_insert(2 * cores);
+    arguments.test_threads.get_or_insert(4 * cores);
     libtest_mimic::run(&arguments, trials).exit_code()
 }
 
