@@ -2,8 +2,8 @@
 //
 //   x, y  count elements
 //
-// A lane owns eight elements as two vectors, whose chains do not wait for each other. Eight steps stand in the body of the loop, so
-// that counting them costs little. Edges: what lies past the end is zero, and is not stored.
+// A lane owns twelve elements as three vectors, whose chains do not wait for each other, and 32 steps stand in the body of the loop,
+// so that counting them costs little. Edges: what lies past the end is zero, and is not stored.
 
 alias Elem = f32; // host
 
@@ -17,8 +17,9 @@ struct Params {
 }
 
 struct Chains {
-    low: vec4<Elem>,
-    high: vec4<Elem>,
+    a: vec4<Elem>,
+    b: vec4<Elem>,
+    c: vec4<Elem>,
 }
 
 @group(0) @binding(0) var<uniform> params: Params;
@@ -44,7 +45,18 @@ fn store(first: u32, values: vec4<Elem>) {
 }
 
 fn next(chains: Chains, factor: vec4<Elem>, addend: vec4<Elem>) -> Chains {
-    return Chains(fma(chains.low, factor, addend), fma(chains.high, factor, addend));
+    return Chains(fma(chains.a, factor, addend), fma(chains.b, factor, addend), fma(chains.c, factor, addend));
+}
+
+fn eight(start: Chains, factor: vec4<Elem>, addend: vec4<Elem>) -> Chains {
+    var chains = next(start, factor, addend);
+    chains = next(chains, factor, addend);
+    chains = next(chains, factor, addend);
+    chains = next(chains, factor, addend);
+    chains = next(chains, factor, addend);
+    chains = next(chains, factor, addend);
+    chains = next(chains, factor, addend);
+    return next(chains, factor, addend);
 }
 
 @compute @workgroup_size(LANES)
@@ -53,23 +65,20 @@ fn main(
     @builtin(num_workgroups) workgroups: vec3<u32>,
     @builtin(local_invocation_index) lane: u32,
 ) {
-    let first = 8u * ((workgroup.x + workgroup.y * workgroups.x) * LANES + lane);
+    let first = 12u * ((workgroup.x + workgroup.y * workgroups.x) * LANES + lane);
     let factor = vec4<Elem>(Elem(params.factor));
     let addend = vec4<Elem>(Elem(params.addend));
-    var chains = Chains(load(first), load(first + 4u));
-    for (var eight = 0u; eight < params.steps / 8u; eight++) {
-        chains = next(chains, factor, addend);
-        chains = next(chains, factor, addend);
-        chains = next(chains, factor, addend);
-        chains = next(chains, factor, addend);
-        chains = next(chains, factor, addend);
-        chains = next(chains, factor, addend);
-        chains = next(chains, factor, addend);
+    var chains = Chains(load(first), load(first + 4u), load(first + 8u));
+    for (var many = 0u; many < params.steps / 32u; many++) {
+        chains = eight(chains, factor, addend);
+        chains = eight(chains, factor, addend);
+        chains = eight(chains, factor, addend);
+        chains = eight(chains, factor, addend);
+    }
+    for (var one = 0u; one < params.steps % 32u; one++) {
         chains = next(chains, factor, addend);
     }
-    for (var one = 0u; one < params.steps % 8u; one++) {
-        chains = next(chains, factor, addend);
-    }
-    store(first, chains.low);
-    store(first + 4u, chains.high);
+    store(first, chains.a);
+    store(first + 4u, chains.b);
+    store(first + 8u, chains.c);
 }

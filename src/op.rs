@@ -129,6 +129,15 @@ impl Technique {
         }
     }
 
+    /// What the driver compiles: nothing for a native kernel, nor for a shader that cannot be written down, which fails where it is
+    /// run.
+    pub fn wgsl(&self) -> Option<String> {
+        match self {
+            Self::Gpu(launch) => launch.shader.text().ok(),
+            Self::Cpu(_) => None,
+        }
+    }
+
     /// How exactly it multiplies.
     pub fn precision(&self) -> Precision {
         match self {

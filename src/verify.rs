@@ -79,13 +79,7 @@ pub fn cases(op: Option<&str>, case: Option<&str>) -> Vec<Case> {
 /// The texts of what a driver compiles for a case: those of the GPU techniques that are offered with these capabilities. Cases that
 /// differ in nothing but parameters have the same, and a device that has run one compiles nothing for the others.
 pub fn kernels(case: &Case, capabilities: &Capabilities) -> Vec<String> {
-    let techniques = case.op.techniques(&case.descs(), capabilities).into_iter();
-    let text = |technique| match technique {
-        // A shader that cannot be written down fails where it is run.
-        Technique::Gpu(launch) => launch.shader.text().ok(),
-        Technique::Cpu(_) => None,
-    };
-    techniques.filter_map(text).collect()
+    case.op.techniques(&case.descs(), capabilities).iter().filter_map(Technique::wgsl).collect()
 }
 
 impl Prepared {

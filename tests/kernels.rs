@@ -99,7 +99,7 @@ impl Rare {
         let mut seen = HashSet::new();
         let mut cases = cases(None, None);
         cases.retain(|case| {
-            let kernels: Vec<_> = self.techniques(case, &capabilities).iter().filter_map(text).collect();
+            let kernels: Vec<_> = self.techniques(case, &capabilities).iter().filter_map(Technique::wgsl).collect();
             !kernels.is_empty() && seen.insert(kernels)
         });
         let trials = cases.into_iter().step_by(one_in).enumerate().flat_map(|(number, case)| {
@@ -125,14 +125,6 @@ impl Rare {
             }
         }
         Ok(Completion::Completed)
-    }
-}
-
-/// What a driver compiles.
-fn text(technique: &Technique) -> Option<String> {
-    match technique {
-        Technique::Gpu(launch) => launch.shader.text().ok(),
-        Technique::Cpu(_) => None,
     }
 }
 

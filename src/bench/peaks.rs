@@ -30,6 +30,8 @@ const LONG: Duration = Duration::from_millis(20);
 const BUDGET: Duration = Duration::from_millis(400);
 /// Most copies in a submission.
 const MOST_COPIES: u32 = 1 << 10;
+/// Steps in the body of the loop of `fma_chain_lanes`.
+const BODY: u32 = 32;
 /// Most steps of a chain.
 const MOST_STEPS: u32 = 1 << 15;
 
@@ -68,7 +70,7 @@ fn peak(chain: impl Fn(u32) -> Result<Chained>) -> Result<f64> {
             return Ok(flops as f64 / best(&mut plan)?);
         }
         let missing = (1.5 * LONG.as_secs_f64() / seconds).clamp(2.0, 16.0);
-        steps = MOST_STEPS.min((f64::from(steps) * missing) as u32 / 8 * 8);
+        steps = MOST_STEPS.min((f64::from(steps) * missing) as u32 / BODY * BODY);
     }
 }
 

@@ -15,8 +15,8 @@ use crate::device::{Cache, Device};
 use crate::error::Result;
 use crate::tensor::Dtype;
 
-/// Name and version of the keys.
-const SCHEMA: &str = "regard.roofline/1";
+/// Name and version of the keys, and of the kernels that measured what they say.
+const SCHEMA: &str = "regard.roofline/2";
 
 /// A device's peaks.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
