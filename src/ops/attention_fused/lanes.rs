@@ -35,6 +35,12 @@
 //! - A loop over the keys of a tile whose end is not a constant: 20 in place of 28.
 //!
 //! At head_dim 128 four rows take 7 s to compile and are 9 % faster than two.
+//!
+//! One form of it cannot be compiled by LLVM 19 for vectors of 16 lanes on a processor with AVX-512, which nothing but
+//! `LP_NATIVE_VECTOR_WIDTH=512` asks for: bf16, head_dim 21, values of 23, unchecked (`Cannot emit physreg copy instruction`; LLVM's
+//! issue 63735 is of the same message and kind of processor). It is the queries' loads, four rows of an odd width in words of two:
+//! with whole words instead it compiles. Telling the halves apart by shifts, masks or an index in place of `select` changes nothing,
+//! nor does leaving out any other part.
 
 use super::AttentionFused;
 use super::launch::{Kernel, Staging};
