@@ -38,9 +38,9 @@
 //!
 //! One form of it cannot be compiled by LLVM 19 for vectors of 16 lanes on a processor with AVX-512, which nothing but
 //! `LP_NATIVE_VECTOR_WIDTH=512` asks for: bf16, head_dim 21, values of 23, unchecked (`Cannot emit physreg copy instruction`; LLVM's
-//! issue 63735 is of the same message and kind of processor). It is the queries' loads, four rows of an odd width in words of two:
-//! with whole words instead it compiles. Telling the halves apart by shifts, masks or an index in place of `select` changes nothing,
-//! nor does leaving out any other part.
+//! issue 63735 is of the same message and kind of processor). Where queries are loaded as whole words it compiles. Telling halves of
+//! words apart by shifts, masks or an index in place of `select` changes nothing, nor does leaving out the masks, the halves of keys or
+//! of values, atomic stores, or what a rise of the maximum does.
 
 use super::AttentionFused;
 use super::launch::{Kernel, Staging};
